@@ -1,0 +1,48 @@
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := Step1_Setup.ipynb Step2_Regularize.ipynb Step3_Final.ipynb
+# Streams are joined, so that a progress bar is one line in the committed notebook.
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN --ExecutePreprocessor.timeout=-1 \
+	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True
+
+.PHONY: help reproduce test data results study notebooks check-notebooks clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
+
+reproduce: .venv/installed ## train the final net on the best device there is; fails if the target was missed
+	$(BIN)/python train.py --step 3
+
+test: .venv/tools ## run the test suite and the linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+data: .venv/installed ## fetch MNIST if it is not there yet, and check it
+	$(BIN)/python -c "import utils; utils.load_mnist()"
+
+results: .venv/installed ## train the random seeds behind the published results; finished ones are kept
+	for step in 1 2 3; do $(BIN)/python train.py --step $$step --seeds 5 --device cpu --out results || [ $$? = 1 ]; done
+
+study: .venv/installed ## measure single changes on held-out training images; finished runs are kept
+	$(BIN)/python experiments/study.py
+
+notebooks: .venv/installed ## execute the three notebooks again, in place
+	$(EXECUTE) --inplace $(NOTEBOOKS)
+
+check-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
+	folder=$$(mktemp -d) && $(EXECUTE) --output-dir "$$folder" $(NOTEBOOKS) && ls "$$folder" && rm -r "$$folder"
+
+clean: ## remove the environment and the caches
+	rm -rf .venv .pytest_cache .ruff_cache runs
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/tools: .venv/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
+	touch $@

@@ -1,0 +1,174 @@
+"""The three nets, one per step, and the three steps: a net, its recipe and its target.
+
+Every net takes float32 (N, 1, 28, 28) and returns logits (N, 10). A net's docstring adds up its
+parameters layer by layer: a convolution has inputs x outputs x kernel, BatchNorm a scale and a
+shift per channel, a linear layer inputs x outputs and a bias per output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import Recipe
+
+
+class SetupNet(nn.Module):
+    """Step 1: a plain net that sees the whole image; no normalization, no dropout.
+
+    layer   shape of its output   parameters
+    conv1    8 x 26 x 26          1 *  8 * 3 * 3 +  8 = 80
+    conv2    8 x 24 x 24          8 *  8 * 3 * 3 +  8 = 584
+    pool     8 x 12 x 12
+    conv3   16 x 10 x 10          8 * 16 * 3 * 3 + 16 = 1168
+    conv4   16 x  8 x  8         16 * 16 * 3 * 3 + 16 = 2320
+    pool    16 x  4 x  4
+    head    10 x  1 x  1         16 * 10 * 4 * 4 + 10 = 2570
+    total                                             = 6722
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3)
+        self.conv2 = nn.Conv2d(8, 8, 3)
+        self.conv3 = nn.Conv2d(8, 16, 3)
+        self.conv4 = nn.Conv2d(16, 16, 3)
+        self.head = nn.Conv2d(16, 10, 4)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = self.pool(F.relu(self.conv2(x)))
+        x = F.relu(self.conv3(x))
+        x = self.pool(F.relu(self.conv4(x)))
+        return self.head(x).flatten(1)
+
+
+class RegularizedNet(nn.Module):
+    """Step 2: BatchNorm after each convolution, dropout, and global average pooling for the big kernel.
+
+    The parameters that the 4x4 kernel of Step 1 gives back pay for a fifth convolution.
+
+    layer   shape of its output   parameters
+    conv1    8 x 26 x 26          1 *  8 * 3 * 3 = 72
+    norm1    8 x 26 x 26          2 *  8         = 16
+    conv2    8 x 24 x 24          8 *  8 * 3 * 3 = 576
+    norm2    8 x 24 x 24          2 *  8         = 16
+    pool     8 x 12 x 12
+    conv3   16 x 10 x 10          8 * 16 * 3 * 3 = 1152
+    norm3   16 x 10 x 10          2 * 16         = 32
+    conv4   16 x  8 x  8         16 * 16 * 3 * 3 = 2304
+    norm4   16 x  8 x  8          2 * 16         = 32
+    conv5   16 x  6 x  6         16 * 16 * 3 * 3 = 2304
+    norm5   16 x  6 x  6          2 * 16         = 32
+    gap     16 x  1 x  1
+    head    10                   16 * 10 + 10    = 170
+    total                                        = 6706
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 16, 3, bias=False)
+        self.norm3 = nn.BatchNorm2d(16)
+        self.conv4 = nn.Conv2d(16, 16, 3, bias=False)
+        self.norm4 = nn.BatchNorm2d(16)
+        self.conv5 = nn.Conv2d(16, 16, 3, bias=False)
+        self.norm5 = nn.BatchNorm2d(16)
+        self.pool = nn.MaxPool2d(2)
+        self.drop = nn.Dropout(0.05)
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = self.drop(self.pool(F.relu(self.norm2(self.conv2(x)))))
+        x = F.relu(self.norm3(self.conv3(x)))
+        x = self.drop(F.relu(self.norm4(self.conv4(x))))
+        x = F.relu(self.norm5(self.conv5(x)))
+        return self.head(self.gap(x).flatten(1))
+
+
+class FinalNet(nn.Module):
+    """Step 3: pooling as early as the first convolution, and a head that knows where a stroke lies.
+
+    Padding keeps the strokes at the border; the last map is pooled to 3x3 and flattened, not averaged.
+    Pooling stands before BatchNorm and ReLU, which then work on a quarter of the values.
+
+    layer   shape of its output   parameters
+    conv1    8 x 28 x 28          1 *  8 * 3 * 3 = 72
+    pool     8 x 14 x 14
+    norm1    8 x 14 x 14          2 *  8         = 16
+    conv2   16 x 14 x 14          8 * 16 * 3 * 3 = 1152
+    norm2   16 x 14 x 14          2 * 16         = 32
+    conv3   16 x 14 x 14         16 * 16 * 3 * 3 = 2304
+    pool    16 x  7 x  7
+    norm3   16 x  7 x  7          2 * 16         = 32
+    conv4   18 x  7 x  7         16 * 18 * 3 * 3 = 2592
+    pool    18 x  3 x  3
+    norm4   18 x  3 x  3          2 * 18         = 36
+    head    10                   18 * 3 * 3 * 10 + 10 = 1630
+    total                                        = 7866
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.conv3 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(16)
+        self.conv4 = nn.Conv2d(16, 18, 3, padding=1, bias=False)
+        self.norm4 = nn.BatchNorm2d(18)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(18 * 3 * 3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu(self.norm2(self.conv2(x)))
+        x = F.relu(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu(self.norm4(self.pool(self.conv4(x))))
+        return self.head(x.flatten(1))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the three steps.
+
+    Attributes:
+        net: the class of its net, which takes no arguments.
+        recipe: how the net is trained.
+        target: test accuracy in percent that each of the last five epochs shall reach.
+        theme: what the step is about, in a few words.
+    """
+
+    net: type[nn.Module]
+    recipe: Recipe
+    target: float
+    theme: str
+
+
+_SETUP = Recipe(max_lr=0.02)
+_REGULARIZED = replace(_SETUP, max_lr=0.1, schedule="step")
+_FINAL = replace(
+    _REGULARIZED,
+    schedule="one_cycle",
+    weight_decay=5e-4,
+    rotation=12.0,
+    translation=0.05,
+    scale=0.12,
+    shear=8.0,
+    average=0.998,
+)
+
+STEPS = {
+    1: Step(SetupNet, _SETUP, 98.5, "set-up and skeleton"),
+    2: Step(RegularizedNet, _REGULARIZED, 99.2, "regularization"),
+    3: Step(FinalNet, _FINAL, 99.4, "final net and recipe"),
+}

@@ -1,0 +1,1 @@
+"""The parts behind `utils.py`, one job per file."""

@@ -1,0 +1,65 @@
+"""Affine augmentation of a whole batch at once, on the device that holds it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+    """Transform each image by its own affine map around the image's centre, bilinear, zeros outside.
+
+    The parameters mean what they mean in `torchvision.transforms.functional.affine`: the image is
+    sheared along x, scaled, rotated, then shifted. The output is sampled at the inverse map, as in
+    Jaderberg et al., "Spatial Transformer Networks", 2015.
+
+    Args:
+        images: float (N, 1, H, W), 0 = background.
+        angle: (N,) degrees, clockwise.
+        shift_x, shift_y: (N,) fractions of the width and of the height, to the right and down.
+        scale: (N,) factor; above 1 enlarges.
+        shear: (N,) degrees along x; above 0 moves the upper half to the right.
+
+    Returns:
+        float (N, 1, H, W).
+    """
+    cos, sin = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
+    tan = torch.tan(torch.deg2rad(shear))
+    # The forward map is scale * R(angle) @ [[1, -tan], [0, 1]] and then the shift; this is its inverse.
+    a, b = (cos - tan * sin) / scale, (sin + tan * cos) / scale
+    c, d = -sin / scale, cos / scale
+    height, width = images.shape[-2:]
+    x, y = 2 * shift_x, 2 * shift_y  # affine_grid measures from -1 to 1
+    # affine_grid's units differ along x and y when the image is not square.
+    b, c = b * (height / width), c * (width / height)
+    theta = torch.stack([a, b, -(a * x + b * y), c, d, -(c * x + d * y)], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def random_affine(
+    images: Tensor,
+    rotation: float = 0.0,
+    translation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Apply to each image its own random affine map, drawn uniformly within the given strengths.
+
+    Args:
+        images: float (N, 1, H, W), 0 = background.
+        rotation: largest angle in degrees, either way.
+        translation: largest shift as a fraction of the width and of the height, each way.
+        scale: largest change of size as a fraction: 0.1 gives factors from 0.9 to 1.1.
+        shear: largest shear along x in degrees, either way.
+        generator: source of the random numbers, on the device of `images`.
+
+    Returns:
+        float (N, 1, H, W); `images` itself when every strength is 0.
+    """
+    if not any((rotation, translation, scale, shear)):
+        return images
+    u = torch.rand(5, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    return affine(images, rotation * u[0], translation * u[1], translation * u[2], 1 + scale * u[3], shear * u[4])

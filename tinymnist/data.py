@@ -1,0 +1,195 @@
+"""The data: real MNIST, checked byte by byte, and digits drawn from fonts for runs without a network."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# MD5 sums of the four unpacked files of the original distribution.
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+# Fonts that matplotlib ships and that draw digits as a person would read them.
+DRAWN_FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralItalic.ttf",
+    "cmr10.ttf",
+    "cmss10.ttf",
+    "cmtt10.ttf",
+)
+
+
+class DataError(RuntimeError):
+    """The data cannot be had or cannot be trusted; the message is one line that says what to do."""
+
+
+class Digits(NamedTuple):
+    """A labelled data set: uint8 images (N, 28, 28), 0 = background, and int64 labels (N,)."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def default_root() -> Path:
+    """The folder to look for MNIST in: `MNIST_ROOT`, else `../shared/mnist` if it exists, else `data/`.
+
+    The two folders are relative to the repository, whatever the current folder is.
+    """
+    repository = Path(__file__).resolve().parents[1]
+    if os.environ.get("MNIST_ROOT"):
+        return Path(os.environ["MNIST_ROOT"]).expanduser()
+    shared = repository.parent / "shared" / "mnist"
+    return shared if shared.is_dir() else repository / "data"
+
+
+def load_mnist(root: str | os.PathLike[str] | None = None) -> Digits:
+    """Load MNIST (LeCun, Cortes and Burges, 1998): 60,000 training and 10,000 test images.
+
+    The four files lie in `ROOT/MNIST/raw/`, where torchvision puts them. Those that are missing are
+    unpacked from a `.gz` beside them or downloaded; every file's MD5 sum is checked.
+
+    Args:
+        root: the folder that holds `MNIST/raw/`; by default `default_root()`.
+
+    Returns:
+        `Digits`: train images uint8 (60000, 28, 28), train labels int64 (60000,), and the same for
+        the 10,000 test images. Unpacks like a tuple.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or is not the original.
+    """
+    from torchvision.datasets import MNIST
+
+    root = Path(root).expanduser() if root is not None else default_root()
+    raw = root / "MNIST" / "raw"
+    try:
+        for name in MNIST_MD5:
+            if not (raw / name).exists() and (raw / f"{name}.gz").exists():
+                _unpack(raw / f"{name}.gz")
+        if any(not (raw / name).exists() for name in MNIST_MD5):
+            _download(root)
+        for name, md5 in MNIST_MD5.items():
+            found = hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest()
+            if found != md5:
+                raise DataError(
+                    f"{raw / name} is not the original file (MD5 {found}, expected {md5}): "
+                    "delete it and run again to download it anew"
+                )
+        train, test = MNIST(root, train=True), MNIST(root, train=False)
+    except OSError as error:
+        raise DataError(f"cannot read or write MNIST in {root}: {error}") from error
+    return Digits(train.data, train.targets, test.data, test.targets)
+
+
+def _unpack(archive: Path) -> None:
+    """Unpack a `.gz` beside itself, complete or not at all."""
+    try:
+        content = gzip.decompress(archive.read_bytes())
+    except (EOFError, OSError, ValueError) as error:
+        raise DataError(f"{archive} cannot be unpacked ({error}): delete it and run again") from error
+    partial = archive.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(archive.with_suffix(""))
+
+
+def _download(root: Path) -> None:
+    """Download MNIST through torchvision and move the missing files into place once all is there."""
+    from torchvision.datasets import MNIST
+
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+        try:
+            MNIST(temporary, download=True)
+        except Exception as error:  # torchvision raises whatever the network layer raised
+            addresses = " and ".join(MNIST.mirrors)
+            raise DataError(
+                f"MNIST could not be downloaded from {addresses} ({_first_line(error)}): place the files "
+                f"{', '.join(MNIST_MD5)} (unpacked or as .gz) in {raw} by hand, or use drawn digits"
+            ) from error
+        for name in MNIST_MD5:
+            if not (raw / name).exists():
+                (Path(temporary) / "MNIST" / "raw" / name).replace(raw / name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+
+
+def validation_split(digits: Digits) -> Digits:
+    """Hold out the last sixth of the training images (10,000 of MNIST's 60,000) in place of the test set.
+
+    Every choice is made on this split, so that the test set is read for the final runs only.
+
+    Returns:
+        `Digits` whose `test_*` are the held-out images and labels, and whose `train_*` lack them.
+    """
+    images, labels, _, _ = digits
+    kept = len(images) - len(images) // 6
+    return Digits(images[:kept], labels[:kept], images[kept:], labels[kept:])
+
+
+def drawn_digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw a labelled set of digits in MNIST's form, from the fonts that matplotlib ships.
+
+    Font, size, position, stroke width, tilt and brightness vary. For tests and for runs without a
+    network: a net trained on it says nothing about handwriting.
+
+    Args:
+        n: number of images, at least 1.
+        seed: seed of the drawing; the same seed gives the same images on the same versions of Pillow.
+
+    Returns:
+        images uint8 (n, 28, 28), 0 = background; labels int64 (n,), as even as n allows, shuffled.
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    import matplotlib
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    if n < 1:
+        raise ValueError(f"drawn_digits needs n of at least 1, not {n}")
+    draw = random.Random(seed)
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    zoom = 4  # drawn at four times the size, so that strokes and edges come in fractions of a pixel
+    fonts = [ImageFont.truetype(str(folder / f), zoom * size) for f in DRAWN_FONTS for size in range(17, 25)]
+    labels = [i % 10 for i in range(n)]
+    draw.shuffle(labels)
+    images = np.zeros((n, 28, 28), dtype=np.uint8)
+    for i, label in enumerate(labels):
+        canvas = Image.new("L", (28 * zoom, 28 * zoom))
+        center = [zoom * (14 + draw.uniform(-2, 2)) for _ in range(2)]
+        ImageDraw.Draw(canvas).text(
+            center, str(label), fill=draw.randint(180, 255), font=draw.choice(fonts),
+            anchor="mm", stroke_width=draw.randint(0, zoom),
+        )  # fmt: skip
+        canvas = canvas.rotate(draw.uniform(-12, 12), resample=Image.Resampling.BILINEAR)
+        images[i] = np.asarray(canvas.resize((28, 28), Image.Resampling.BOX))
+    return torch.from_numpy(images), torch.tensor(labels)
+
+
+def load_drawn(n_train: int = 6_000, n_test: int = 1_000) -> Digits:
+    """Drawn digits in place of MNIST: `drawn_digits` with seed 0 to train on and seed 1 to test on."""
+    return Digits(*drawn_digits(n_train, seed=0), *drawn_digits(n_test, seed=1))

@@ -1,0 +1,86 @@
+"""The figures of the notebooks. Each function draws one figure and returns it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tinymnist.runs import accuracy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def plot_digits(images: Tensor, labels: Sequence[int] | Tensor, rows: int = 2) -> Figure:
+    """Draw images in a grid, each under its label.
+
+    Args:
+        images: (N, 28, 28) or (N, 1, 28, 28), any scale; N is split evenly over the rows.
+        labels: N digits.
+        rows: rows of the grid.
+    """
+    columns = len(images) // rows
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(0.9 * columns, 1.15 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, image, label in zip(axes.flat, images, labels, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray_r")
+        axis.set_title(str(int(label)), fontsize=10)
+        axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
+def plot_augmentation(before: Tensor, after: Sequence[Tensor]) -> Figure:
+    """Draw images in the first row, and below each its augmented versions on the same scale.
+
+    Args:
+        before: (N, 1, 28, 28).
+        after: one (N, 1, 28, 28) per further row.
+    """
+    figure, axes = plt.subplots(
+        1 + len(after), len(before), figsize=(0.9 * len(before), 0.95 * (1 + len(after))), layout="constrained"
+    )
+    limits = {"vmin": float(before.min()), "vmax": float(before.max())}
+    for row, images in zip(axes, [before, *after], strict=True):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image.squeeze(), cmap="gray_r", **limits)
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("original", fontsize=9)
+    for i in range(1, 1 + len(after)):
+        axes[i, 0].set_ylabel(f"draw {i}", fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def plot_history(history: list[dict[str, float | int]], rates: Sequence[float], target: float | None = None) -> Figure:
+    """Draw loss, accuracy and learning rate of a run over its epochs.
+
+    Args:
+        history: as returned by `fit`.
+        rates: the learning rate of each step, evenly spread over the epochs.
+        target: accuracy in percent to mark with a line.
+    """
+    epochs = [record["epoch"] for record in history]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    for part, color in (("train", "tab:orange"), ("test", "tab:blue")):
+        left.plot(epochs, [record[f"{part}_loss"] for record in history], color=color, marker=".", label=part)
+        middle.plot(epochs, [accuracy(record, part) for record in history], color=color, marker=".", label=part)
+    left.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
+    middle.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+    lowest = min(accuracy(record) for record in history[1:] or history)
+    middle.set_ylim(max(lowest - 0.7, 0), 100.05)
+    if target is not None:
+        middle.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
+    right.plot([(i + 0.5) / len(rates) * len(history) for i in range(len(rates))], rates, color="tab:purple")
+    right.set(title="Learning rate", xlabel="epochs passed", ylabel="learning rate")
+    right.set_ylim(bottom=0)
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    left.legend()
+    middle.legend()
+    plt.close(figure)
+    return figure

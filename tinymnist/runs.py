@@ -1,0 +1,203 @@
+"""Finished runs as files: writing them whole or not at all, reading them, and what they say together."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from utils import Recipe
+
+Run = dict[str, Any]
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "results"
+LAST = 5  # the target is about each of the last five epochs
+
+
+def accuracy(record: dict[str, float | int], part: str = "test") -> float:
+    """Accuracy in percent of one epoch of a history, from the counts; `part` is "test" or "train"."""
+    return 100 * record[f"{part}_correct"] / record[f"{part}_total"]
+
+
+def last_accuracies(run: Run, epochs: int = LAST) -> list[float]:
+    """Accuracies in percent of the last epochs of a run."""
+    return [accuracy(record) for record in run["history"][-epochs:]]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save_run(
+    path: Path,
+    model: nn.Module,
+    recipe: Recipe,
+    history: list[dict[str, float | int]],
+    *,
+    step: int,
+    seed: int,
+    device: torch.device,
+    split: str = "test",
+    data: str = "mnist",
+    weights: bool = True,
+) -> Run:
+    """Write a finished run as JSON and, beside it, the weights as a state dict (`.pt`).
+
+    Args:
+        path: of the JSON file; folders are made.
+        model: holds the weights that the last epoch evaluated.
+        recipe, history: as given to and returned by `fit`.
+        step, seed, device: what was trained, from which random seed and where.
+        split: "test", or "validation" if `test_*` in the history is about held-out training images.
+        data: "mnist" or "drawn".
+        weights: whether to write the weights too.
+
+    Returns:
+        What was written as JSON.
+
+    Raises:
+        ValueError: a run on other data than MNIST would go into `results/`.
+        OSError: the files cannot be written.
+    """
+    if data != "mnist" and path.resolve().is_relative_to(RESULTS):
+        raise ValueError("results/ holds runs on MNIST only: choose another folder for drawn digits")
+    run = {
+        "step": step,
+        "seed": seed,
+        "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": str(device),
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "commit": commit(),
+        "data": data,
+        "split": split,
+        "recipe": asdict(recipe),
+        "history": history,
+    }
+    if weights:
+        buffer = io.BytesIO()
+        state = {k: v.detach().to("cpu", memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+        torch.save(state, buffer)
+        write_atomically(path.with_suffix(".pt"), buffer.getvalue())
+    write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
+    return run
+
+
+def hardware(device: torch.device) -> str:
+    """The name of the GPU, or of the processor as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the code, with "-dirty" if files that git tracks were changed; None outside of git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def load_runs(folder: str | os.PathLike[str]) -> list[Run]:
+    """The runs in a folder, by random seed.
+
+    Args:
+        folder: relative to `results/` ("step3", "study/step2-no-dropout") or absolute.
+
+    Raises:
+        FileNotFoundError: no run is there.
+    """
+    folder = RESULTS / folder
+    runs = [json.loads(path.read_text()) for path in folder.glob("seed_*.json")]
+    if not runs:
+        raise FileNotFoundError(f"no finished runs in {folder}: make results and make study write them")
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def meets(run: Run, target: float) -> bool:
+    """Whether each of the last five epochs of a run reached the target (percent)."""
+    return min(last_accuracies(run)) >= target
+
+
+def results_table(targets: dict[int, float]) -> str:
+    """What the runs of each step in `results/` say, as a Markdown table.
+
+    Args:
+        targets: per step the accuracy in percent that each of its last five epochs shall reach.
+    """
+    lines = [
+        "| step | parameters | runs | last epoch: mean ± sd | lowest | last five epochs: mean | lowest "
+        "| target | runs that hold it in each of the last five | seconds per run |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for step, target in targets.items():
+        runs = load_runs(f"step{step}")
+        last = [last_accuracies(run)[-1] for run in runs]
+        five = [value for run in runs for value in last_accuracies(run)]
+        seconds = statistics.median(sum(record["seconds"] for record in run["history"]) for run in runs)
+        lines.append(
+            f"| {step} | {runs[0]['params']:,} | {len(runs)} | {_mean_and_spread(last)} % | {min(last):.2f} % "
+            f"| {statistics.mean(five):.2f} % | {min(five):.2f} % | {target:.2f} % "
+            f"| {sum(meets(run, target) for run in runs)} of {len(runs)} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def effects_table(base: str, variants: dict[str, str]) -> str:
+    """What single changes do, as a Markdown table: mean validation accuracy of the last five epochs.
+
+    The difference comes with its 95 % interval by Welch's t-test; where the interval holds zero, the
+    table says "no measurable effect".
+
+    Args:
+        base: folder of the unchanged runs, relative to `results/`.
+        variants: folder of each variant's runs, and what it changes, in words.
+    """
+    from scipy.stats import ttest_ind
+
+    reference = [statistics.mean(last_accuracies(run)) for run in load_runs(base)]
+    lines = ["| change | runs | accuracy: mean ± sd | difference, 95 % interval | effect |", "|---|---:|---:|---:|---|"]
+    lines.append(f"| (none) | {len(reference)} | {_mean_and_spread(reference, 3)} % | | |")
+    for folder, change in variants.items():
+        values = [statistics.mean(last_accuracies(run)) for run in load_runs(folder)]
+        interval = ttest_ind(values, reference, equal_var=False).confidence_interval(0.95)
+        difference = statistics.mean(values) - statistics.mean(reference)
+        effect = "worse" if interval.high < 0 else "better" if interval.low > 0 else "no measurable effect"
+        lines.append(
+            f"| {change} | {len(values)} | {_mean_and_spread(values, 3)} % "
+            f"| {difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) | {effect} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: list[float], digits: int = 2) -> str:
+    spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "?"
+    return f"{statistics.mean(values):.{digits}f} ± {spread}"

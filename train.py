@@ -1,0 +1,163 @@
+"""The command line: train one of the three steps and write what came out.
+
+python train.py --step 3                  train the final net on the best device there is
+python train.py --step 3 --seeds 5        random seeds 0 to 4, one after the other
+python train.py --step 3 --validate       hold out the last 10,000 training images instead of testing
+python train.py --step 2 --summary        show the net and its receptive field, train nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from model import STEPS
+from utils import (
+    DataError,
+    Digits,
+    count_parameters,
+    fit,
+    last_accuracies,
+    load_drawn,
+    load_mnist,
+    meets,
+    pick_device,
+    receptive_field,
+    receptive_field_table,
+    save_run,
+    validation_split,
+)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message on stderr and exit with code 2."""
+        self.exit(2, f"train.py: {message}\n")
+
+
+def at_least(lowest: int, kind: str) -> object:
+    """An argparse type: an integer that is not below `lowest`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{kind} must be a whole number of at least {lowest}, not {text!r}")
+        return value
+
+    return parse
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with code 2 and one line on stderr if it is wrong."""
+    parser = OneLineParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--step", type=int, choices=sorted(STEPS), required=True, help="which of the three steps")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=at_least(0, "seed"), default=0, metavar="K", help="random seed (default 0)")
+    seeds.add_argument("--seeds", type=at_least(1, "seeds"), metavar="N", help="train random seeds 0 to N-1 instead")
+    parser.add_argument("--epochs", type=at_least(1, "epochs"), metavar="E", help="default: as in the step's recipe")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
+    parser.add_argument("--validate", action="store_true", help="hold out the last sixth of the training images")
+    parser.add_argument("--summary", action="store_true", help="show the net and its receptive field, train nothing")
+    return parser.parse_args(arguments)
+
+
+def show_summary(number: int) -> None:
+    """Print layers, parameters and receptive field of a step's net."""
+    from torchsummary import summary
+
+    net = STEPS[number].net()
+    summary(net, (1, 28, 28), device="cpu")
+    print(f"\nReceptive field, in pixels of the 28x28 image:\n\n{receptive_field_table(receptive_field(net))}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError unless files can be written to the folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def load_data(name: str | None, validate: bool) -> Digits:
+    """MNIST from a folder (None: the usual places) or drawn digits, with the held-out split if asked for."""
+    digits = load_drawn() if name == "drawn" else load_mnist(name)
+    return validation_split(digits) if validate else digits
+
+
+def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torch.device) -> bool | None:
+    """Train one random seed, write it and print the verdict.
+
+    Returns:
+        whether the target was met, or None where the target does not apply: it is about the recipe's
+        full number of epochs and the test set of MNIST.
+    """
+    step = STEPS[arguments.step]
+    recipe = replace(step.recipe, epochs=arguments.epochs or step.recipe.epochs)
+    data, split = "drawn" if arguments.data == "drawn" else "mnist", "validation" if arguments.validate else "test"
+    torch.manual_seed(seed)
+    net = step.net()
+    print(
+        f"step {arguments.step} ({step.theme}), {count_parameters(net):,} parameters, seed {seed}, on {device}",
+        flush=True,
+    )
+    history = fit(net, recipe, digits, seed=seed, device=device)
+    path = arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
+    run = save_run(path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data)
+    seconds = sum(record["seconds"] for record in history)
+    last = last_accuracies(run)
+    print(f"{split} accuracy, last {len(last)} epochs: {min(last):.2f} % to {max(last):.2f} %, after {seconds:.0f} s")
+    print(f"written: {path} and {path.with_suffix('.pt').name}")
+    if data == "drawn":
+        print("no verdict: these are digits drawn from fonts, not MNIST")
+    elif split == "validation" or recipe.epochs != step.recipe.epochs:
+        print(f"no verdict: the target is about {step.recipe.epochs} epochs and the test set")
+    else:
+        met = meets(run, step.target)
+        print(
+            f"target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each of the last {len(last)} epochs"
+        )
+        return met
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        the exit code: 0; 1 if the target was missed; 2 for bad input; 130 if interrupted.
+    """
+    options = parse_arguments(arguments)
+    try:
+        device = pick_device(options.device)
+        if options.summary:
+            show_summary(options.step)
+            return 0
+        check_writable(options.out)
+        digits = load_data(options.data, options.validate)
+        seeds = range(options.seeds) if options.seeds else [options.seed]
+        verdicts = [train(options, seed, digits, device) for seed in seeds]
+    except KeyboardInterrupt:
+        print("train.py: interrupted; finished runs are kept, the one under way is not written", file=sys.stderr)
+        return 130
+    except (DataError, ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 1 if False in verdicts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
