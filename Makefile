@@ -26,7 +26,7 @@ results: .venv/installed ## train the random seeds behind the published results;
 	for step in 1 2 3; do $(BIN)/python train.py --step $$step --seeds 5 --device cpu --out results || [ $$? = 1 ]; done
 
 study: .venv/installed ## measure single changes on held-out training images; finished runs are kept
-	$(BIN)/python experiments/study.py
+	$(BIN)/python -m experiments.study
 
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(EXECUTE) --inplace $(NOTEBOOKS)

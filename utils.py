@@ -20,7 +20,7 @@ from tinymnist.augmentation import affine, random_affine
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
-from tinymnist.runs import accuracy, effects_table, last_accuracies, load_runs, meets, results_table, save_run
+from tinymnist.runs import accuracy, last_accuracies, load_runs, meets, save_run
 
 __all__ = [
     "DataError",
@@ -34,7 +34,6 @@ __all__ = [
     "count_parameters",
     "describe_changes",
     "drawn_digits",
-    "effects_table",
     "evaluate",
     "fit",
     "last_accuracies",
@@ -52,7 +51,6 @@ __all__ = [
     "random_affine",
     "receptive_field",
     "receptive_field_table",
-    "results_table",
     "save_run",
     "train_epoch",
     "validation_split",

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import platform
-import statistics
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -145,59 +144,3 @@ def load_runs(folder: str | os.PathLike[str]) -> list[Run]:
 def meets(run: Run, target: float) -> bool:
     """Whether each of the last five epochs of a run reached the target (percent)."""
     return min(last_accuracies(run)) >= target
-
-
-def results_table(targets: dict[int, float]) -> str:
-    """What the runs of each step in `results/` say, as a Markdown table.
-
-    Args:
-        targets: per step the accuracy in percent that each of its last five epochs shall reach.
-    """
-    lines = [
-        "| step | parameters | runs | last epoch: mean ± sd | lowest | last five epochs: mean | lowest "
-        "| target | runs that hold it in each of the last five | seconds per run |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for step, target in targets.items():
-        runs = load_runs(f"step{step}")
-        last = [last_accuracies(run)[-1] for run in runs]
-        five = [value for run in runs for value in last_accuracies(run)]
-        seconds = statistics.median(sum(record["seconds"] for record in run["history"]) for run in runs)
-        lines.append(
-            f"| {step} | {runs[0]['params']:,} | {len(runs)} | {_mean_and_spread(last)} % | {min(last):.2f} % "
-            f"| {statistics.mean(five):.2f} % | {min(five):.2f} % | {target:.2f} % "
-            f"| {sum(meets(run, target) for run in runs)} of {len(runs)} | {seconds:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def effects_table(base: str, variants: dict[str, str]) -> str:
-    """What single changes do, as a Markdown table: mean validation accuracy of the last five epochs.
-
-    The difference comes with its 95 % interval by Welch's t-test; where the interval holds zero, the
-    table says "no measurable effect".
-
-    Args:
-        base: folder of the unchanged runs, relative to `results/`.
-        variants: folder of each variant's runs, and what it changes, in words.
-    """
-    from scipy.stats import ttest_ind
-
-    reference = [statistics.mean(last_accuracies(run)) for run in load_runs(base)]
-    lines = ["| change | runs | accuracy: mean ± sd | difference, 95 % interval | effect |", "|---|---:|---:|---:|---|"]
-    lines.append(f"| (none) | {len(reference)} | {_mean_and_spread(reference, 3)} % | | |")
-    for folder, change in variants.items():
-        values = [statistics.mean(last_accuracies(run)) for run in load_runs(folder)]
-        interval = ttest_ind(values, reference, equal_var=False).confidence_interval(0.95)
-        difference = statistics.mean(values) - statistics.mean(reference)
-        effect = "worse" if interval.high < 0 else "better" if interval.low > 0 else "no measurable effect"
-        lines.append(
-            f"| {change} | {len(values)} | {_mean_and_spread(values, 3)} % "
-            f"| {difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) | {effect} |"
-        )
-    return "\n".join(lines)
-
-
-def _mean_and_spread(values: list[float], digits: int = 2) -> str:
-    spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "?"
-    return f"{statistics.mean(values):.{digits}f} ± {spread}"
