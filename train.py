@@ -9,15 +9,18 @@ python train.py --step 2 --summary        show the net and its receptive field, 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from model import STEPS
+from tinymnist.runs import RESULTS
 from utils import (
     DataError,
     Digits,
@@ -43,16 +46,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"train.py: {message}\n")
 
 
-def at_least(lowest: int, kind: str) -> object:
-    """An argparse type: an integer that is not below `lowest`."""
+def whole_number(lowest: int) -> Callable[[str], int]:
+    """An argparse type: an integer from `lowest` to what PyTorch takes as a seed."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = lowest - 1
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{kind} must be a whole number of at least {lowest}, not {text!r}")
+        if not lowest <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, not {text!r}")
         return value
 
     return parse
@@ -65,9 +68,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--step", type=int, choices=sorted(STEPS), required=True, help="which of the three steps")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=at_least(0, "seed"), default=0, metavar="K", help="random seed (default 0)")
-    seeds.add_argument("--seeds", type=at_least(1, "seeds"), metavar="N", help="train random seeds 0 to N-1 instead")
-    parser.add_argument("--epochs", type=at_least(1, "epochs"), metavar="E", help="default: as in the step's recipe")
+    seeds.add_argument("--seed", type=whole_number(0), default=0, metavar="K", help="random seed (default 0)")
+    seeds.add_argument("--seeds", type=whole_number(1), metavar="N", help="train random seeds 0 to N-1 instead")
+    parser.add_argument("--epochs", type=whole_number(1), metavar="E", help="default: as in the step's recipe")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
@@ -98,6 +101,25 @@ def load_data(name: str | None, validate: bool) -> Digits:
     return validation_split(digits) if validate else digits
 
 
+def check_results(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if something would go into `results/` that does not belong there."""
+    if not arguments.out.resolve().is_relative_to(RESULTS):
+        return
+    if arguments.data == "drawn":
+        raise ValueError("results/ holds runs on MNIST only: choose another --out for drawn digits")
+    if arguments.validate or arguments.epochs:
+        raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
+
+
+def finished(path: Path, expected: dict[str, object]) -> dict | None:
+    """The run in that file if it is the same experiment, else None."""
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return run if all(run.get(key) == value for key, value in expected.items()) else None
+
+
 def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torch.device) -> bool | None:
     """Train one random seed, write it and print the verdict.
 
@@ -108,19 +130,25 @@ def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torc
     step = STEPS[arguments.step]
     recipe = replace(step.recipe, epochs=arguments.epochs or step.recipe.epochs)
     data, split = "drawn" if arguments.data == "drawn" else "mnist", "validation" if arguments.validate else "test"
-    torch.manual_seed(seed)
-    net = step.net()
-    print(
-        f"step {arguments.step} ({step.theme}), {count_parameters(net):,} parameters, seed {seed}, on {device}",
-        flush=True,
-    )
-    history = fit(net, recipe, digits, seed=seed, device=device)
     path = arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
-    run = save_run(path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data)
-    seconds = sum(record["seconds"] for record in history)
-    last = last_accuracies(run)
+    expected = {"step": arguments.step, "seed": seed, "data": data, "split": split, "recipe": asdict(recipe)}
+    run = finished(path, expected) if arguments.seeds else None
+    if run:
+        print(f"kept: {path}")
+    else:
+        torch.manual_seed(seed)
+        net = step.net()
+        print(
+            f"step {arguments.step} ({step.theme}): {count_parameters(net):,} parameters, seed {seed}, on {device}",
+            flush=True,
+        )
+        history = fit(net, recipe, digits, seed=seed, device=device)
+        run = save_run(
+            path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data
+        )
+        print(f"written: {path} and {path.with_suffix('.pt').name}")
+    last, seconds = last_accuracies(run), sum(record["seconds"] for record in run["history"])
     print(f"{split} accuracy, last {len(last)} epochs: {min(last):.2f} % to {max(last):.2f} %, after {seconds:.0f} s")
-    print(f"written: {path} and {path.with_suffix('.pt').name}")
     if data == "drawn":
         print("no verdict: these are digits drawn from fonts, not MNIST")
     elif split == "validation" or recipe.epochs != step.recipe.epochs:
@@ -146,6 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.summary:
             show_summary(options.step)
             return 0
+        check_results(options)
         check_writable(options.out)
         digits = load_data(options.data, options.validate)
         seeds = range(options.seeds) if options.seeds else [options.seed]
