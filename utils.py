@@ -56,7 +56,7 @@ __all__ = [
     "validation_split",
 ]
 
-MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, on a scale from 0 to 1
+STD = 0.3081  # standard deviation of the training images' pixels, on a scale from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,19 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Turn uint8 (N, 28, 28) or float 0..1 (N, 1, 28, 28) into the net's input: float32 (N, 1, 28, 28)."""
+    """Turn images into the net's input: pixels of standard deviation 1, background 0.
+
+    The mean is not subtracted, so that the zeros with which a convolution pads continue the background.
+
+    Args:
+        images: uint8 (N, 28, 28), or float (N, 1, 28, 28) from 0 to 1.
+
+    Returns:
+        float32 (N, 1, 28, 28).
+    """
     if images.dtype == torch.uint8:
         images = images.unsqueeze(1).float() / 255
-    return (images - MEAN) / STD
+    return images / STD
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = None) -> Tensor:

@@ -5,7 +5,7 @@ finished run, in `results/study/VARIANT/seed_K.json`; a second call runs what is
 single-thread processes as there are cores.
 
     python -m experiments.study                    everything
-    python -m experiments.study step2 no-dropout   only variants whose name contains one of these words
+    python -m experiments.study step2-no    only variants whose name contains one of these words
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from model import STEPS, FinalNet, RegularizedNet
 from tinymnist.runs import RESULTS
-from utils import Recipe, fit, load_mnist, save_run, validation_split
+from utils import STD, Recipe, fit, load_mnist, save_run, validation_split
 
 SEEDS = range(5)
 
@@ -71,10 +71,10 @@ def step2_without_batchnorm() -> nn.Module:
     return net
 
 
-def step2_with_dropout(rate: float) -> nn.Module:
-    """Step 2 with another dropout rate."""
+def step2_without_dropout() -> nn.Module:
+    """Step 2 with nothing in the place of its dropout."""
     net = RegularizedNet()
-    net.drop = nn.Dropout(rate)
+    net.drop = nn.Identity()
     return net
 
 
@@ -107,23 +107,28 @@ class NormFirstNet(FinalNet):
         return self.head(x.flatten(1))
 
 
+class MeanSubtractedNet(FinalNet):
+    """Step 3 on the usual input of mean 0, in which the background is not what the convolutions pad with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.1307 / STD)
+
+
 def variants() -> dict[str, Variant]:
     """All variants by name; "stepK" is the step unchanged, on the same footing."""
-    first, second, third = (STEPS[i].recipe for i in (1, 2, 3))
+    second, third = STEPS[2].recipe, STEPS[3].recipe
     plain = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
     return {
-        "step1": Variant(1, "(none)", STEPS[1].net, first),
         "step2": Variant(2, "(none)", STEPS[2].net, second),
         "step2-no-batchnorm": Variant(2, "no BatchNorm", step2_without_batchnorm, second),
-        "step2-no-dropout": Variant(2, "no dropout", lambda: step2_with_dropout(0), second),
-        "step2-dropout-0.10": Variant(2, "dropout 0.10 for 0.05", lambda: step2_with_dropout(0.1), second),
+        "step2-no-dropout": Variant(2, "no dropout", step2_without_dropout, second),
         "step2-big-kernel": Variant(2, "4x4 kernel for the fifth convolution and GAP", BigKernelNet, second),
-        "step2-constant-rate": Variant(2, "constant learning rate", STEPS[2].net, replace(second, schedule="constant")),
         "step3": Variant(3, "(none)", STEPS[3].net, third),
         "step3-no-augmentation": Variant(3, "no augmentation", STEPS[3].net, replace(third, **plain)),
         "step3-step-schedule": Variant(3, "step schedule for one-cycle", STEPS[3].net, replace(third, schedule="step")),
         "step3-no-average": Variant(3, "no weight average", STEPS[3].net, replace(third, average=0.0)),
         "step3-gap": Variant(3, "GAP and wider layers for the flattened map", AveragedHeadNet, third),
+        "step3-mean-subtracted": Variant(3, "mean subtracted from the input", MeanSubtractedNet, third),
         "step3-norm-first": Variant(3, "pooling after BatchNorm and ReLU", NormFirstNet, third),
     }
 

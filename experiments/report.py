@@ -1,0 +1,217 @@
+"""The report: puts what `results/` says into the README and the notebooks' text.
+
+A place for a value looks like `<!--name-->value<!--/-->`, which a rendered page shows as the value alone.
+`figures()` computes them all; nobody types a measured number.
+
+    python -m experiments.report            fill in every place, and draw the figure of the README
+    python -m experiments.report --check    write nothing; exit code 1 and a line per place that differs
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+from matplotlib import pyplot as plt
+from scipy.stats import ttest_ind
+
+from experiments.study import variants
+from model import STEPS
+from tinymnist.runs import REPOSITORY, RESULTS, Run, accuracy, last_accuracies, load_runs, meets, write_atomically
+from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
+
+PLACE = re.compile(r"<!--([a-z][\w.-]*)-->(.*?)<!--/-->", re.DOTALL)
+DOCUMENTS = ("README.md", "Step1_Setup.ipynb", "Step2_Regularize.ipynb", "Step3_Final.ipynb")
+FIGURE = RESULTS / "learning_curves.svg"
+
+
+def figures() -> dict[str, Callable[[], str]]:
+    """Every value by name, computed when it is called for, so that a missing file concerns its own values only."""
+    values: dict[str, Callable[[], str]] = {"results": results_table}
+    for number, step in STEPS.items():
+        name = f"step{number}"
+        values |= {
+            f"{name}-parameters": lambda step=step: f"{count_parameters(step.net()):,}",
+            f"{name}-target": lambda step=step: f"{step.target:.2f} %",
+            f"{name}-receptive-field": lambda step=step: _block(receptive_field_table(receptive_field(step.net()))),
+            f"{name}-result": lambda number=number: step_result(number),
+            f"{name}-mean": lambda name=name: f"{statistics.mean(_last(name)):.2f} %",
+            f"{name}-five": lambda name=name: f"{statistics.mean(_five(name)):.2f} %",
+            f"{name}-train": lambda name=name: f"{statistics.mean(_last(name, 'train')):.2f} %",
+            f"{name}-seconds": lambda name=name: f"{_seconds(load_runs(name)):.0f} s",
+            f"{name}-setting": lambda name=name: _setting(load_runs(name)),
+        }
+        if number > 1:
+            values[f"{name}-effects"] = lambda number=number: effects_table(number)
+            values[f"{name}-recipe"] = lambda number=number: _block(
+                f"```\n{describe_changes(STEPS[number - 1].recipe, STEPS[number].recipe)}\n```"
+            )
+    return values
+
+
+def results_table() -> str:
+    """What the runs of each step say."""
+    lines = [
+        "| step | parameters | runs | last epoch: mean ± sd | lowest | target in each of the last 5 epochs | held by |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for number, step in STEPS.items():
+        runs, last = load_runs(f"step{number}"), _last(f"step{number}")
+        held = sum(meets(run, step.target) for run in runs)
+        lines.append(
+            f"| {number}: {step.theme} | {runs[0]['params']:,} | {len(runs)} | {_mean_and_spread(last)} % "
+            f"| {min(last):.2f} % | {step.target:.2f} % | **{held} of {len(runs)}** |"
+        )
+    return _block("\n".join(lines))
+
+
+def step_result(number: int) -> str:
+    """The last epochs of each run of a step."""
+    runs, target = load_runs(f"step{number}"), STEPS[number].target
+    count = len(last_accuracies(runs[0]))
+    epochs = [record["epoch"] for record in runs[0]["history"][-count:]]
+    lines = ["| random seed | " + " | ".join(f"epoch {e}" for e in epochs) + f" | at least {target:.2f} % in each |"]
+    lines.append("|---|" + "---:|" * len(epochs) + ":---:|")
+    for run in runs:
+        cells = " | ".join(f"{value:.2f}" for value in last_accuracies(run))
+        lines.append(f"| {run['seed']} | {cells} | {'yes' if meets(run, target) else 'no'} |")
+    columns = zip(*(last_accuracies(run) for run in runs), strict=True)
+    lines.append("| mean | " + " | ".join(f"{statistics.mean(column):.2f}" for column in columns) + " | |")
+    return _block("\n".join(lines))
+
+
+def effects_table(number: int) -> str:
+    """What single changes to a step do on the held-out images, with Welch's 95 % intervals."""
+    chosen = {name: v for name, v in variants().items() if v.step == number}
+    scores = {name: [statistics.mean(last_accuracies(run)) for run in load_runs(f"study/{name}")] for name in chosen}
+    base = scores[f"step{number}"]
+    lines = [
+        "| change | runs | accuracy: mean ± sd | difference (95 % interval) | effect |",
+        "|---|---:|---:|---:|---|",
+    ]
+    lines.append(f"| (none) | {len(base)} | {_mean_and_spread(base, 3)} % | | |")
+    for name, variant in chosen.items():
+        if name == f"step{number}":
+            continue
+        values = scores[name]
+        interval = ttest_ind(values, base, equal_var=False).confidence_interval(0.95)
+        difference = statistics.mean(values) - statistics.mean(base)
+        effect = "worse" if interval.high < 0 else "better" if interval.low > 0 else "no measurable effect"
+        lines.append(
+            f"| {variant.change} | {len(values)} | {_mean_and_spread(values, 3)} % "
+            f"| {difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) | {effect} |"
+        )
+    return _block("\n".join(lines))
+
+
+def learning_curves() -> bytes:
+    """The README's figure: test accuracy of every run of the three steps over the epochs, as SVG."""
+    colors = {1: "tab:gray", 2: "tab:orange", 3: "tab:blue"}
+    with plt.rc_context({"svg.hashsalt": "learning curves", "svg.fonttype": "path"}):
+        figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+        for number, step in STEPS.items():
+            for i, run in enumerate(load_runs(f"step{number}")):
+                epochs = [record["epoch"] for record in run["history"]]
+                label = f"Step {number}: {step.theme}" if i == 0 else None
+                values = [accuracy(record) for record in run["history"]]
+                axis.plot(epochs, values, color=colors[number], linewidth=1, alpha=0.8, label=label)
+        axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
+        axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(97.5, 99.8), xlim=(1, 15), xticks=range(1, 16))
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right", fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def fill(text: str, values: dict[str, Callable[[], str]], where: str) -> tuple[str, list[str]]:
+    """The text with every place filled in, and a line for each place that differed or lacks its evidence."""
+    complaints = []
+
+    def replacement(match: re.Match[str]) -> str:
+        name, old = match.groups()
+        if name not in values:
+            complaints.append(f"{where}: nothing is known by the name {name}")
+            return match.group()
+        try:
+            new = values[name]()
+        except FileNotFoundError as error:
+            complaints.append(f"{where}: {name} has lost its evidence: {error}")
+            return match.group()
+        if new != old:
+            complaints.append(f"{where}: {name} differs from results/")
+        return f"<!--{name}-->{new}<!--/-->"
+
+    return PLACE.sub(replacement, text), complaints
+
+
+def documents() -> Iterator[tuple[Path, bytes, list[str]]]:
+    """Each document with its filled-in content, and what differed in it."""
+    values = figures()
+    for name in DOCUMENTS:
+        path = REPOSITORY / name
+        if path.suffix == ".md":
+            content, complaints = fill(path.read_text(), values, name)
+            yield path, content.encode(), complaints
+            continue
+        notebook, complaints = nbformat.read(path, as_version=4), []
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source, found = fill(cell.source, values, name)
+                complaints += found
+        yield path, (nbformat.writes(notebook) + "\n").encode(), complaints
+
+
+def main(arguments: list[str]) -> int:
+    """Fill in or check every document.
+
+    Returns:
+        the exit code: 1 if with --check anything differs, or if a value has no evidence.
+    """
+    check, failed = arguments == ["--check"], False
+    for path, content, complaints in documents():
+        for complaint in complaints:
+            if check or not complaint.endswith("differs from results/"):
+                print(complaint, file=sys.stderr)
+                failed = True
+        if not check and complaints:
+            write_atomically(path, content)
+    if not check:
+        write_atomically(FIGURE, learning_curves())
+    return 1 if failed else 0
+
+
+def _last(name: str, part: str = "test") -> list[float]:
+    return [accuracy(run["history"][-1], part) for run in load_runs(name)]
+
+
+def _five(name: str) -> list[float]:
+    return [value for run in load_runs(name) for value in last_accuracies(run)]
+
+
+def _seconds(runs: list[Run]) -> float:
+    return statistics.median(sum(record["seconds"] for record in run["history"]) for run in runs)
+
+
+def _setting(runs: list[Run]) -> str:
+    run = runs[0]
+    return f"{run['hardware']}, {run['threads']} threads, PyTorch {run['torch_version']}"
+
+
+def _mean_and_spread(values: list[float], digits: int = 2) -> str:
+    spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "?"
+    return f"{statistics.mean(values):.{digits}f} ± {spread}"
+
+
+def _block(text: str) -> str:
+    return f"\n\n{text}\n\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
