@@ -5,7 +5,7 @@ NOTEBOOKS := Step1_Setup.ipynb Step2_Regularize.ipynb Step3_Final.ipynb
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True
 
-.PHONY: help reproduce test data results study notebooks check-notebooks clean
+.PHONY: help reproduce test data results study report notebooks check-notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -17,6 +17,7 @@ reproduce: .venv/installed ## train the final net on the best device there is; f
 test: .venv/tools ## run the test suite and the linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m experiments.report --check
 	$(BIN)/python -m pytest
 
 data: .venv/installed ## fetch MNIST if it is not there yet, and check it
@@ -28,10 +29,16 @@ results: .venv/installed ## train the random seeds behind the published results;
 study: .venv/installed ## measure single changes on held-out training images; finished runs are kept
 	$(BIN)/python -m experiments.study
 
+report: .venv/tools ## put what results/ says into the README and the notebooks
+	$(BIN)/python -m experiments.report
+
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(EXECUTE) --inplace $(NOTEBOOKS)
 
-check-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
+check-report: .venv/tools ## put what results/ says into the README and the notebooks
+	$(BIN)/python -m experiments.report
+
+notebooks: .venv/installed ## execute the three notebooks into a temporary folder
 	folder=$$(mktemp -d) && $(EXECUTE) --output-dir "$$folder" $(NOTEBOOKS) && ls "$$folder" && rm -r "$$folder"
 
 clean: ## remove the environment and the caches

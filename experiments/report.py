@@ -43,6 +43,12 @@ def figures() -> dict[str, Callable[[], str]]:
             f"{name}-mean": lambda name=name: f"{statistics.mean(_last(name)):.2f} %",
             f"{name}-five": lambda name=name: f"{statistics.mean(_five(name)):.2f} %",
             f"{name}-train": lambda name=name: f"{statistics.mean(_last(name, 'train')):.2f} %",
+            f"{name}-gap": lambda name=name: (
+                f"{statistics.mean(_last(name, 'train')) - statistics.mean(_last(name)):.2f}"
+            ),
+            f"{name}-swing": lambda name=name: f"{_swing(load_runs(name)):.2f}",
+            f"{name}-held": lambda name=name, target=step.target: _held(load_runs(name), target),
+            f"{name}-lowest": lambda name=name: f"{min(_five(name)):.2f} %",
             f"{name}-seconds": lambda name=name: f"{_seconds(load_runs(name)):.0f} s",
             f"{name}-setting": lambda name=name: _setting(load_runs(name)),
         }
@@ -62,10 +68,9 @@ def results_table() -> str:
     ]
     for number, step in STEPS.items():
         runs, last = load_runs(f"step{number}"), _last(f"step{number}")
-        held = sum(meets(run, step.target) for run in runs)
         lines.append(
             f"| {number}: {step.theme} | {runs[0]['params']:,} | {len(runs)} | {_mean_and_spread(last)} % "
-            f"| {min(last):.2f} % | {step.target:.2f} % | **{held} of {len(runs)}** |"
+            f"| {min(last):.2f} % | {step.target:.2f} % | **{_held(runs, step.target)}** |"
         )
     return _block("\n".join(lines))
 
@@ -197,6 +202,15 @@ def _five(name: str) -> list[float]:
 
 def _seconds(runs: list[Run]) -> float:
     return statistics.median(sum(record["seconds"] for record in run["history"]) for run in runs)
+
+
+def _swing(runs: list[Run]) -> float:
+    """Best minus worst of the last five epochs of a run, in points, on average over the runs."""
+    return statistics.mean(max(last_accuracies(run)) - min(last_accuracies(run)) for run in runs)
+
+
+def _held(runs: list[Run], target: float) -> str:
+    return f"{sum(meets(run, target) for run in runs)} of {len(runs)}"
 
 
 def _setting(runs: list[Run]) -> str:
