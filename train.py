@@ -107,7 +107,7 @@ def check_results(arguments: argparse.Namespace) -> None:
         return
     if arguments.data == "drawn":
         raise ValueError("results/ holds runs on MNIST only: choose another --out for drawn digits")
-    if arguments.validate or arguments.epochs:
+    if arguments.validate or arguments.epochs not in (None, STEPS[arguments.step].recipe.epochs):
         raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
 
 
@@ -120,13 +120,8 @@ def finished(path: Path, expected: dict[str, object]) -> dict | None:
     return run if all(run.get(key) == value for key, value in expected.items()) else None
 
 
-def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torch.device) -> bool | None:
-    """Train one random seed, write it and print the verdict.
-
-    Returns:
-        whether the target was met, or None where the target does not apply: it is about the recipe's
-        full number of epochs and the test set of MNIST.
-    """
+def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torch.device) -> dict:
+    """Train one random seed and write it; with --seeds, a run that is already there is kept."""
     step = STEPS[arguments.step]
     recipe = replace(step.recipe, epochs=arguments.epochs or step.recipe.epochs)
     data, split = "drawn" if arguments.data == "drawn" else "mnist", "validation" if arguments.validate else "test"
@@ -135,31 +130,37 @@ def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torc
     run = finished(path, expected) if arguments.seeds else None
     if run:
         print(f"kept: {path}")
-    else:
-        torch.manual_seed(seed)
-        net = step.net()
-        print(
-            f"step {arguments.step} ({step.theme}): {count_parameters(net):,} parameters, seed {seed}, on {device}",
-            flush=True,
-        )
-        history = fit(net, recipe, digits, seed=seed, device=device)
-        run = save_run(
-            path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data
-        )
-        print(f"written: {path} and {path.with_suffix('.pt').name}")
-    last, seconds = last_accuracies(run), sum(record["seconds"] for record in run["history"])
-    print(f"{split} accuracy, last {len(last)} epochs: {min(last):.2f} % to {max(last):.2f} %, after {seconds:.0f} s")
-    if data == "drawn":
+        return run
+    torch.manual_seed(seed)
+    net = step.net()
+    parameters = f"{count_parameters(net):,} parameters"
+    print(f"step {arguments.step} ({step.theme}): {parameters}, seed {seed}, on {device}", flush=True)
+    history = fit(net, recipe, digits, seed=seed, device=device)
+    run = save_run(path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data)
+    print(f"written: {path} and {path.with_suffix('.pt').name}")
+    return run
+
+
+def judge(run: dict) -> bool | None:
+    """Print what came out of a run, and the verdict.
+
+    Returns:
+        whether the target was met, or None where it does not apply: it is about the recipe's full
+        number of epochs and the test set of MNIST.
+    """
+    step, last = STEPS[run["step"]], last_accuracies(run)
+    seconds = sum(record["seconds"] for record in run["history"])
+    span = f"{min(last):.2f} % to {max(last):.2f} %"
+    print(f"{run['split']} accuracy, last {len(last)} epochs: {span}, after {seconds:.0f} s")
+    if run["data"] == "drawn":
         print("no verdict: these are digits drawn from fonts, not MNIST")
-    elif split == "validation" or recipe.epochs != step.recipe.epochs:
+        return None
+    if run["split"] == "validation" or run["recipe"]["epochs"] != step.recipe.epochs:
         print(f"no verdict: the target is about {step.recipe.epochs} epochs and the test set")
-    else:
-        met = meets(run, step.target)
-        print(
-            f"target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each of the last {len(last)} epochs"
-        )
-        return met
-    return None
+        return None
+    met = meets(run, step.target)
+    print(f"target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each of the last {len(last)} epochs")
+    return met
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,16 +176,18 @@ def main(arguments: list[str] | None = None) -> int:
             show_summary(options.step)
             return 0
         check_results(options)
-        check_writable(options.out)
         digits = load_data(options.data, options.validate)
+        check_writable(options.out / f"step{options.step}")
         seeds = range(options.seeds) if options.seeds else [options.seed]
-        verdicts = [train(options, seed, digits, device) for seed in seeds]
+        verdicts = [judge(train(options, seed, digits, device)) for seed in seeds]
     except KeyboardInterrupt:
         print("train.py: interrupted; finished runs are kept, the one under way is not written", file=sys.stderr)
         return 130
     except (DataError, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    if len(verdicts) > 1 and None not in verdicts:
+        print(f"{verdicts.count(True)} of {len(verdicts)} random seeds met the target")
     return 1 if False in verdicts else 0
 
 

@@ -166,11 +166,14 @@ def test_damaged_data_is_refused(capsys, tmp_path, monkeypatch):
     error = one_line_error(call(capsys, "--step", 3, "--data", tmp_path / "empty", "--out", tmp_path / "out"))
     assert "could not be downloaded" in error
     assert "by hand" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_unwritable_out_is_refused_before_training(capsys, tmp_path):
     (tmp_path / "file").write_text("precious")
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "step3").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "taken", Path("/proc/nothing")):
         one_line_error(call(capsys, "--step", 3, "--data", "drawn", "--out", out))
     assert (tmp_path / "file").read_text() == "precious"
 
