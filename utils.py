@@ -267,7 +267,11 @@ def fit(
     # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
     model.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.max_lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        model.parameters(),
+        recipe.max_lr,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
     )
     average = WeightAverage(model, recipe.average)  # a decay of 0 makes it a plain copy
     steps_per_epoch = -(-len(train_images) // recipe.batch_size)

@@ -238,6 +238,11 @@ def test_fit_can_be_silent(drawn, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_sgd_without_momentum(drawn):
+    history = fit(FinalNet(), replace(TINY, momentum=0.0), drawn, progress=False)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
 def test_describe_changes_names_each_difference():
     assert describe_changes(Recipe(), Recipe()) == "no change"
     text = describe_changes(Recipe(max_lr=0.1), Recipe(max_lr=0.2, schedule="step"))
