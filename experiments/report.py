@@ -14,6 +14,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -57,6 +58,9 @@ def figures() -> dict[str, Callable[[], str]]:
             values[f"{name}-recipe"] = lambda number=number: _block(
                 f"```\n{describe_changes(STEPS[number - 1].recipe, STEPS[number].recipe)}\n```"
             )
+    for name, variant in variants().items():
+        if name != f"step{variant.step}":
+            values[f"{name}-effect"] = lambda name=name: str(effect(name))
     return values
 
 
@@ -90,27 +94,55 @@ def step_result(number: int) -> str:
     return _block("\n".join(lines))
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What a variant does compared with its step, on the held-out images.
+
+    Attributes:
+        values: accuracy in percent of each run, averaged over its last five epochs.
+        difference: mean of the variant minus mean of the step, in points.
+        low, high: 95 % interval of the difference, by Welch's t-test.
+    """
+
+    values: list[float]
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+    @property
+    def verdict(self) -> str:
+        """In words; an interval that holds zero is no measurable effect."""
+        return "worse" if self.high < 0 else "better" if self.low > 0 else "no measurable effect"
+
+
+def held_out(name: str) -> list[float]:
+    """Held-out accuracy in percent of each run of a variant, averaged over its last five epochs."""
+    return [statistics.mean(last_accuracies(run)) for run in load_runs(f"study/{name}")]
+
+
+def effect(name: str) -> Effect:
+    """The effect of a variant of the study."""
+    values, base = held_out(name), held_out(f"step{variants()[name].step}")
+    interval = ttest_ind(values, base, equal_var=False).confidence_interval(0.95)
+    return Effect(values, statistics.mean(values) - statistics.mean(base), interval.low, interval.high)
+
+
 def effects_table(number: int) -> str:
-    """What single changes to a step do on the held-out images, with Welch's 95 % intervals."""
-    chosen = {name: v for name, v in variants().items() if v.step == number}
-    scores = {name: [statistics.mean(last_accuracies(run)) for run in load_runs(f"study/{name}")] for name in chosen}
-    base = scores[f"step{number}"]
+    """What single changes to a step do."""
+    base = held_out(f"step{number}")
     lines = [
         "| change | runs | accuracy: mean ± sd | difference (95 % interval) | effect |",
         "|---|---:|---:|---:|---|",
     ]
     lines.append(f"| (none) | {len(base)} | {_mean_and_spread(base, 3)} % | | |")
-    for name, variant in chosen.items():
-        if name == f"step{number}":
-            continue
-        values = scores[name]
-        interval = ttest_ind(values, base, equal_var=False).confidence_interval(0.95)
-        difference = statistics.mean(values) - statistics.mean(base)
-        effect = "worse" if interval.high < 0 else "better" if interval.low > 0 else "no measurable effect"
-        lines.append(
-            f"| {variant.change} | {len(values)} | {_mean_and_spread(values, 3)} % "
-            f"| {difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) | {effect} |"
-        )
+    for name, variant in variants().items():
+        if variant.step == number and name != f"step{number}":
+            found = effect(name)
+            spread = _mean_and_spread(found.values, 3)
+            lines.append(f"| {variant.change} | {len(found.values)} | {spread} % | {found} | {found.verdict} |")
     return _block("\n".join(lines))
 
 
