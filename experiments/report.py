@@ -60,6 +60,7 @@ def figures() -> dict[str, Callable[[], str]]:
             )
     for name, variant in variants().items():
         if name != f"step{variant.step}":
+            values[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             values[f"{name}-effect"] = lambda name=name: str(effect(name))
     return values
 
