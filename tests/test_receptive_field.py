@@ -198,7 +198,15 @@ def test_what_is_not_known_is_refused(between):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", [nn.ConvTranspose2d(1, 2, 3), nn.FractionalMaxPool2d(2, output_ratio=0.5)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.ConvTranspose2d(1, 2, 3),
+        nn.FractionalMaxPool2d(2, output_ratio=0.5),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ConvTranspose2d(1, 2, 4)),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 2, 3)),
+    ],
+)
 def test_unknown_layers_are_not_left_out(model):
     with pytest.raises(ValueError, match="not known"):
         receptive_field(model)

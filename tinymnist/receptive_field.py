@@ -188,8 +188,10 @@ class _Watch(TorchDispatchMode):
             after = _Map(tuple(axis.window(s, *w) for axis, s, w in zip(before.axes, sizes, windows, strict=True)))
             self._add_row(name, before, after, windows, channels=outputs[0].shape[1])
             return after
+        if "conv" in operation or "pool" in operation:
+            raise ValueError(f"the effect of {self.kind(name, operation)} on the receptive field is not known")
         ended = next((m for m in maps if m.ended_by), None)
-        if ended and "conv" not in operation and "pool" not in operation:
+        if ended:
             return ended
         if before.size == (1, 1) and all(m == before for m in maps):
             return before  # one pixel: whatever comes now, its field stays
@@ -203,8 +205,6 @@ class _Watch(TorchDispatchMode):
                     for axis, size, pad in zip(before.axes, outputs[0].shape[2:], (top, left), strict=True)
                 )
             )
-        if "conv" in operation or "pool" in operation:
-            raise ValueError(f"the effect of {self.kind(name, operation)} on the receptive field is not known")
         return replace(before, ended_by=self.kind(name, operation))
 
     def layer_name(self, operation: str) -> str:
