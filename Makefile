@@ -1,9 +1,5 @@
 PYTHON ?= python3
 BIN := .venv/bin
-NOTEBOOKS := Step1_Setup.ipynb Step2_Regularize.ipynb Step3_Final.ipynb
-# Streams are joined, so that a progress bar is one line in the committed notebook.
-EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN --ExecutePreprocessor.timeout=-1 \
-	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True
 
 .PHONY: help reproduce test data results study report notebooks check-notebooks clean
 .DEFAULT_GOAL := help
@@ -33,13 +29,10 @@ report: .venv/tools ## put what results/ says into the README and the notebooks
 	$(BIN)/python -m experiments.report
 
 notebooks: .venv/installed ## execute the three notebooks again, in place
-	$(EXECUTE) --inplace $(NOTEBOOKS)
+	$(BIN)/python -m experiments.notebooks
 
-check-report: .venv/tools ## put what results/ says into the README and the notebooks
-	$(BIN)/python -m experiments.report
-
-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
-	folder=$$(mktemp -d) && $(EXECUTE) --output-dir "$$folder" $(NOTEBOOKS) && ls "$$folder" && rm -r "$$folder"
+check-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
+	$(BIN)/python -m experiments.notebooks --check
 
 clean: ## remove the environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache runs

@@ -1,1 +1,1 @@
-"""What backs the numbers: the study of single changes, and the report that puts figures into the text."""
+"""What backs the numbers: the study of single changes, the report, and the execution of the notebooks."""

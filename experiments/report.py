@@ -21,13 +21,14 @@ import nbformat
 from matplotlib import pyplot as plt
 from scipy.stats import ttest_ind
 
+from experiments.notebooks import NOTEBOOKS
 from experiments.study import variants
 from model import STEPS
 from tinymnist.runs import REPOSITORY, RESULTS, Run, accuracy, last_accuracies, load_runs, meets, write_atomically
 from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
 
 PLACE = re.compile(r"<!--([a-z][\w.-]*)-->(.*?)<!--/-->", re.DOTALL)
-DOCUMENTS = ("README.md", "Step1_Setup.ipynb", "Step2_Regularize.ipynb", "Step3_Final.ipynb")
+DOCUMENTS = ("README.md", *NOTEBOOKS)
 FIGURE = RESULTS / "learning_curves.svg"
 
 

@@ -1,0 +1,52 @@
+"""Executes the three notebooks from top to bottom.
+
+python -m experiments.notebooks          in place; a notebook that fails is left as it was
+python -m experiments.notebooks --check  into a temporary folder, which is removed
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from tinymnist.runs import REPOSITORY, write_atomically
+
+NOTEBOOKS = ("Step1_Setup.ipynb", "Step2_Regularize.ipynb", "Step3_Final.ipynb")
+
+
+def execute(name: str, folder: Path) -> None:
+    """Execute a notebook of the repository and write the result to a folder.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; nothing is written.
+    """
+    notebook = nbformat.read(REPOSITORY / name, as_version=4)
+    # Streams are joined, so that a progress bar leaves one line; times of cells would differ at each execution.
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(REPOSITORY)}},
+    )
+    client.execute()
+    notebook.metadata.language_info = {"name": "python"}
+    write_atomically(folder / name, (nbformat.writes(notebook) + "\n").encode())
+    print(f"executed: {folder / name}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Execute all notebooks, in place or, with --check, elsewhere."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if arguments == ["--check"] else REPOSITORY
+        for name in NOTEBOOKS:
+            execute(name, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
