@@ -7,6 +7,7 @@ augmentation, receptive field, figures, saved runs) are in `tinymnist/`.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ __all__ = [
     "fit",
     "last_accuracies",
     "learning_rate",
+    "learning_rates",
     "load_drawn",
     "load_mnist",
     "load_runs",
@@ -114,6 +116,12 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
         rising, falling = done / max(recipe.warmup, 1e-9), (1 - done) / (1 - recipe.warmup)
         return recipe.max_lr * min(rising, falling)
     raise ValueError(f"unknown schedule {recipe.schedule!r}: use 'constant', 'step' or 'one_cycle'")
+
+
+def learning_rates(recipe: Recipe, n_images: int) -> list[float]:
+    """The learning rate of each step of a whole run on that many images, in order."""
+    total_steps = recipe.epochs * math.ceil(n_images / recipe.batch_size)
+    return [learning_rate(recipe, step, total_steps) for step in range(total_steps)]
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -274,7 +282,7 @@ def fit(
         nesterov=recipe.momentum > 0,
     )
     average = WeightAverage(model, recipe.average)  # a decay of 0 makes it a plain copy
-    steps_per_epoch = -(-len(train_images) // recipe.batch_size)
+    steps_per_epoch = math.ceil(len(train_images) / recipe.batch_size)
     history: list[dict[str, float | int]] = []
     bar = tqdm(
         total=recipe.epochs * steps_per_epoch, desc=f"seed {seed}", unit="step", mininterval=0.5, disable=not progress

@@ -16,6 +16,7 @@ from utils import (
     evaluate,
     fit,
     learning_rate,
+    learning_rates,
     normalize,
     pick_device,
     train_epoch,
@@ -152,6 +153,14 @@ def test_schedules():
     assert 0 < rates[0] < 0.002
     with pytest.raises(ValueError, match=r"unknown schedule 'cosine'.*one_cycle"):
         learning_rate(Recipe(schedule="cosine"), 0, 10)
+
+
+def test_learning_rates_are_those_that_training_uses(drawn):
+    recipe = replace(TINY, schedule="one_cycle")
+    rates = learning_rates(recipe, len(drawn.train_images))
+    assert len(rates) == 2 * 19  # the last batch of an epoch is not full
+    history = fit(FinalNet(), recipe, drawn, progress=False)
+    assert [record["lr"] for record in history] == [rates[18], rates[37]]
 
 
 def test_weight_average_follows_the_definition():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tinymnist.runs import accuracy
@@ -80,6 +81,7 @@ def plot_history(history: list[dict[str, float | int]], rates: Sequence[float], 
     right.set_ylim(bottom=0)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend()
     middle.legend()
     plt.close(figure)
