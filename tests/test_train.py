@@ -212,14 +212,22 @@ def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path):
     (tmp_path / "step3").mkdir()
     (tmp_path / "step3" / "seed_0.json").write_text("earlier")
     child = subprocess.Popen(
-        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    while not child.stdout.readline().startswith("epoch  1"):
-        assert child.poll() is None
-    time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
+    try:
+        while not child.stdout.readline().startswith("epoch  1"):
+            assert child.poll() is None
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     assert err.splitlines()[-1].startswith("train.py: interrupted")
     assert "Traceback" not in err
