@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from model import STEPS
-from tinymnist.runs import RESULTS
+from tinymnist.runs import RESULTS, check_destination
 from utils import (
     DataError,
     Digits,
@@ -103,11 +103,9 @@ def load_data(name: str | None, validate: bool) -> Digits:
 
 def check_results(arguments: argparse.Namespace) -> None:
     """Raise ValueError if something would go into `results/` that does not belong there."""
-    if not arguments.out.resolve().is_relative_to(RESULTS):
-        return
-    if arguments.data == "drawn":
-        raise ValueError("results/ holds runs on MNIST only: choose another --out for drawn digits")
-    if arguments.validate or arguments.epochs not in (None, STEPS[arguments.step].recipe.epochs):
+    check_destination(arguments.out, "drawn" if arguments.data == "drawn" else "mnist")
+    partial = arguments.validate or arguments.epochs not in (None, STEPS[arguments.step].recipe.epochs)
+    if partial and arguments.out.resolve().is_relative_to(RESULTS):
         raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
 
 

@@ -48,6 +48,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_destination(path: Path, data: str) -> None:
+    """Raise ValueError if a run on other data than MNIST would go into `results/`."""
+    if data != "mnist" and path.resolve().is_relative_to(RESULTS):
+        raise ValueError("results/ holds runs on MNIST only: choose another folder for drawn digits")
+
+
 def save_run(
     path: Path,
     model: nn.Module,
@@ -79,8 +85,7 @@ def save_run(
         ValueError: a run on other data than MNIST would go into `results/`.
         OSError: the files cannot be written.
     """
-    if data != "mnist" and path.resolve().is_relative_to(RESULTS):
-        raise ValueError("results/ holds runs on MNIST only: choose another folder for drawn digits")
+    check_destination(path, data)
     run = {
         "step": step,
         "seed": seed,
