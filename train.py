@@ -1,7 +1,8 @@
 """The command line: train one of the three steps and write what came out.
 
 python train.py --step 3                  train the final net on the best device there is
-python train.py --step 3 --seeds 5        random seeds 0 to 4, one after the other
+python train.py --step 3 --seeds 20       random seeds 0 to 19, on the whole machine
+torchrun --nproc-per-node 8 train.py --step 3 --seeds 100    the same on several GPUs or machines
 python train.py --step 3 --validate       hold out the last 10,000 training images instead of testing
 python train.py --step 2 --summary        show the net and its receptive field, train nothing
 """
@@ -12,20 +13,26 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
+from torch import nn
+from tqdm import tqdm
 
 from model import STEPS
+from tinymnist.parallel import Ranks, cores, in_processes, torchrun_ranks
 from tinymnist.runs import RESULTS, check_destination
 from utils import (
     DataError,
     Digits,
+    Recipe,
     count_parameters,
     fit,
+    fit_together,
     last_accuracies,
     load_drawn,
     load_mnist,
@@ -36,6 +43,8 @@ from utils import (
     save_run,
     validation_split,
 )
+
+GPU_AT_ONCE = 16  # random seeds that share a GPU
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -70,6 +79,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=whole_number(0), default=0, metavar="K", help="random seed (default 0)")
     seeds.add_argument("--seeds", type=whole_number(1), metavar="N", help="train random seeds 0 to N-1 instead")
+    parser.add_argument(
+        "--threads", type=whole_number(1), metavar="T", help="CPU threads per net (default: all; with --seeds: 1)"
+    )
     parser.add_argument("--epochs", type=whole_number(1), metavar="E", help="default: as in the step's recipe")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
@@ -109,34 +121,75 @@ def check_results(arguments: argparse.Namespace) -> None:
         raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
 
 
-def finished(path: Path, expected: dict[str, object]) -> dict | None:
-    """The run in that file if it is the same experiment, else None."""
+def expected_run(arguments: argparse.Namespace, seed: int) -> dict[str, object]:
+    """What the record of a random seed says about the experiment."""
+    recipe = STEPS[arguments.step].recipe
+    return {
+        "step": arguments.step,
+        "seed": seed,
+        "data": "drawn" if arguments.data == "drawn" else "mnist",
+        "split": "validation" if arguments.validate else "test",
+        "recipe": asdict(replace(recipe, epochs=arguments.epochs or recipe.epochs)),
+    }
+
+
+def record_path(arguments: argparse.Namespace, seed: int) -> Path:
+    """Where the record of a random seed goes."""
+    return arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
+
+
+def finished(arguments: argparse.Namespace, seed: int) -> dict | None:
+    """The run of a random seed if it is there and of the same experiment, else None."""
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(record_path(arguments, seed).read_text())
     except (OSError, ValueError):
         return None
-    return run if all(run.get(key) == value for key, value in expected.items()) else None
+    return run if all(run.get(key) == value for key, value in expected_run(arguments, seed).items()) else None
 
 
-def train(arguments: argparse.Namespace, seed: int, digits: Digits, device: torch.device) -> dict:
-    """Train one random seed and write it; with --seeds, a run that is already there is kept."""
-    step = STEPS[arguments.step]
-    recipe = replace(step.recipe, epochs=arguments.epochs or step.recipe.epochs)
-    data, split = "drawn" if arguments.data == "drawn" else "mnist", "validation" if arguments.validate else "test"
-    path = arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
-    expected = {"step": arguments.step, "seed": seed, "data": data, "split": split, "recipe": asdict(recipe)}
-    run = finished(path, expected) if arguments.seeds else None
-    if run:
-        print(f"kept: {path}")
-        return run
+def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
+    """The step's net with its random initial weights."""
     torch.manual_seed(seed)
-    net = step.net()
-    parameters = f"{count_parameters(net):,} parameters"
-    print(f"step {arguments.step} ({step.theme}): {parameters}, seed {seed}, on {device}", flush=True)
-    history = fit(net, recipe, digits, seed=seed, device=device)
-    run = save_run(path, net, recipe, history, step=arguments.step, seed=seed, device=device, split=split, data=data)
-    print(f"written: {path} and {path.with_suffix('.pt').name}")
-    return run
+    return STEPS[arguments.step].net()
+
+
+def train(
+    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, progress: bool = True
+) -> list[dict]:
+    """Train a net per random seed on one device, all at once, and write them."""
+    nets = [seeded_net(arguments, seed) for seed in seeds]
+    recipe = Recipe(**expected_run(arguments, seeds[0])["recipe"])
+    if len(nets) == 1:
+        histories = [fit(nets[0], recipe, digits, seed=seeds[0], device=device, progress=progress)]
+    else:
+        histories = fit_together(nets, recipe, digits, seeds, device, progress)
+    runs = []
+    for seed, net, history in zip(seeds, nets, histories, strict=True):
+        expected = expected_run(arguments, seed) | {"recipe": recipe}
+        runs.append(save_run(record_path(arguments, seed), net, history=history, device=device, **expected))
+    return runs
+
+
+def train_in_process(job: tuple[argparse.Namespace, int], arrays: list[np.ndarray]) -> dict:
+    """Train one random seed on the CPU, without a word; a process of `train_missing` calls it."""
+    arguments, seed = job
+    digits = Digits(*(torch.from_numpy(array) for array in arrays))
+    return train(arguments, [seed], digits, torch.device("cpu"), progress=False)[0]
+
+
+def train_missing(
+    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, processes: int
+) -> Iterator[dict]:
+    """Train random seeds as many at a time as the machine takes; yields each run when it is written."""
+    if device.type == "cpu":
+        jobs = [(arguments, seed) for seed in seeds]
+        arrays = [tensor.numpy() for tensor in digits]  # tensors would go through /dev/shm, which may be small
+        yield from in_processes(train_in_process, jobs, arrays, processes, arguments.threads or 1)
+        return
+    # Dropout takes its random numbers from one generator for all nets, so such nets go one by one.
+    at_once = 1 if any(isinstance(m, nn.Dropout) for m in seeded_net(arguments, 0).modules()) else GPU_AT_ONCE
+    for first in range(0, len(seeds), at_once):
+        yield from train(arguments, seeds[first : first + at_once], digits, device, progress=False)
 
 
 def judge(run: dict) -> bool | None:
@@ -149,16 +202,76 @@ def judge(run: dict) -> bool | None:
     step, last = STEPS[run["step"]], last_accuracies(run)
     seconds = sum(record["seconds"] for record in run["history"])
     span = f"{min(last):.2f} % to {max(last):.2f} %"
-    print(f"{run['split']} accuracy, last {len(last)} epochs: {span}, after {seconds:.0f} s")
+    text = f"seed {run['seed']}: {run['split']} accuracy, last {len(last)} epochs: {span}, after {seconds:.0f} s"
     if run["data"] == "drawn":
-        print("no verdict: these are digits drawn from fonts, not MNIST")
+        tqdm.write(f"{text}; no verdict: these are digits drawn from fonts, not MNIST")
         return None
     if run["split"] == "validation" or run["recipe"]["epochs"] != step.recipe.epochs:
-        print(f"no verdict: the target is about {step.recipe.epochs} epochs and the test set")
+        tqdm.write(f"{text}; no verdict: the target is about {step.recipe.epochs} epochs and the test set")
         return None
     met = meets(run, step.target)
-    print(f"target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each of the last {len(last)} epochs")
+    tqdm.write(f"{text}; target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each")
     return met
+
+
+def run_one(arguments: argparse.Namespace) -> bool:
+    """Train the one random seed that was asked for.
+
+    Returns:
+        whether the target was missed.
+    """
+    device = pick_device(arguments.device)
+    digits = load_data(arguments.data, arguments.validate)
+    path, step = record_path(arguments, arguments.seed), STEPS[arguments.step]
+    check_writable(path.parent)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    parameters = f"{count_parameters(step.net()):,} parameters"
+    print(f"step {arguments.step} ({step.theme}): {parameters}, seed {arguments.seed}, on {device}", flush=True)
+    [run] = train(arguments, [arguments.seed], digits, device)
+    print(f"written: {path} and {path.with_suffix('.pt').name}")
+    return judge(run) is False
+
+
+def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
+    """Train random seeds 0 to N-1 on the whole machine, and under torchrun a share of them in each rank.
+
+    A run that is already there is kept.
+
+    Returns:
+        whether a target was missed, in any rank.
+    """
+    device = pick_device(arguments.device)
+    if device.type == "cuda" and device.index is None and ranks.local_world > 1:
+        device = pick_device(f"cuda:{ranks.local_rank}")
+    if ranks.local_rank == 0:  # it may have to download
+        digits = load_data(arguments.data, arguments.validate)
+    ranks.gather(None)
+    if ranks.local_rank > 0:
+        digits = load_data(arguments.data, arguments.validate)
+    check_writable(record_path(arguments, 0).parent)
+    found = {seed: finished(arguments, seed) for seed in range(arguments.seeds)}
+    kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
+    mine = ranks.share([seed for seed in found if seed not in kept])
+    processes = max(1, cores() // ranks.local_world // (arguments.threads or 1))
+    if mine:
+        place = f"{min(processes, len(mine))} CPU processes" if device.type == "cpu" else str(device)
+        print(f"step {arguments.step}: {len(mine)} random seeds to train, on {place}", flush=True)
+    verdicts = {}
+    for seed, run in found.items():
+        if run and ranks.local_rank == 0:
+            print(f"kept: {record_path(arguments, seed)}")
+            verdicts[seed] = judge(run)
+    with tqdm(total=len(mine), unit="seed", smoothing=0, disable=not mine) as bar:
+        for run in train_missing(arguments, mine, digits, device, processes):
+            tqdm.write(f"written: {record_path(arguments, run['seed'])}")
+            verdicts[run["seed"]] = judge(run)
+            bar.update()
+    for others in ranks.gather(verdicts):
+        verdicts |= others
+    if ranks.rank == 0 and None not in verdicts.values():
+        print(f"{sum(verdicts.values())} of {len(verdicts)} random seeds met the target")
+    return False in verdicts.values()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -169,24 +282,22 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     try:
-        device = pick_device(options.device)
         if options.summary:
             show_summary(options.step)
             return 0
         check_results(options)
-        digits = load_data(options.data, options.validate)
-        check_writable(options.out / f"step{options.step}")
-        seeds = range(options.seeds) if options.seeds else [options.seed]
-        verdicts = [judge(train(options, seed, digits, device)) for seed in seeds]
+        with torchrun_ranks() as ranks:
+            if options.seeds:
+                return int(run_many(options, ranks))
+            if ranks.world > 1:
+                raise ValueError("under torchrun say how many random seeds to share out: use --seeds N")
+            return int(run_one(options))
     except KeyboardInterrupt:
-        print("train.py: interrupted; finished runs are kept, the one under way is not written", file=sys.stderr)
+        print("train.py: interrupted; finished runs are kept, those under way are not written", file=sys.stderr)
         return 130
     except (DataError, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    if len(verdicts) > 1 and None not in verdicts:
-        print(f"{verdicts.count(True)} of {len(verdicts)} random seeds met the target")
-    return 1 if False in verdicts else 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""The recipe and the training loops that the three steps share.
+"""The training and evaluation loops that the three steps share.
 
 Everything a notebook needs is importable from here; the parts with a job of their own (data,
-augmentation, receptive field, figures, saved runs) are in `tinymnist/`.
+recipe, augmentation, receptive field, figures, saved runs, speed) are in `tinymnist/`.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tinymnist.augmentation import affine, random_affine
+from tinymnist.average import WeightAverage
+from tinymnist.batchnorm import fast_batchnorm
+from tinymnist.cuda_graph import StepGraph, train_epoch_together
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
+from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from tinymnist.runs import accuracy, last_accuracies, load_runs, meets, save_run
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "drawn_digits",
     "evaluate",
     "fit",
+    "fit_together",
     "last_accuracies",
     "learning_rate",
     "learning_rates",
@@ -55,73 +59,11 @@ __all__ = [
     "receptive_field_table",
     "save_run",
     "train_epoch",
+    "train_step",
     "validation_split",
 ]
 
 STD = 0.3081  # standard deviation of the training images' pixels, on a scale from 0 to 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a net is trained. The defaults are plain SGD with momentum at a constant rate.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step; the last batch of an epoch holds what is left.
-        max_lr: largest learning rate of the schedule.
-        schedule: "constant", "step" (a tenth from two thirds of the steps on; He et al., 2015) or
-            "one_cycle" (linear up, linear down to almost 0; Smith, 2018).
-        warmup: fraction of the steps in which "one_cycle" rises.
-        momentum: Nesterov momentum of SGD (Sutskever et al., 2013).
-        weight_decay: L2 penalty of SGD, on every parameter.
-        label_smoothing: share of the target spread over all classes (Szegedy et al., 2015).
-        rotation, translation, scale, shear: strengths of `random_affine`; all 0 is no augmentation.
-        average: decay per step of the exponential moving average of the weights that is evaluated
-            (Polyak and Juditsky, 1992); 0 evaluates the weights themselves.
-    """
-
-    epochs: int = 15
-    batch_size: int = 128
-    max_lr: float = 0.05
-    schedule: str = "constant"
-    warmup: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    rotation: float = 0.0
-    translation: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    average: float = 0.0
-
-
-def describe_changes(before: Recipe, after: Recipe) -> str:
-    """One line per field in which two recipes differ: `name: old -> new`."""
-    pairs = ((f.name, getattr(before, f.name), getattr(after, f.name)) for f in fields(Recipe))
-    return "\n".join(f"{name}: {old} -> {new}" for name, old, new in pairs if old != new) or "no change"
-
-
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """The learning rate of step 0 <= step < total_steps.
-
-    Raises:
-        ValueError: the recipe names an unknown schedule.
-    """
-    done = (step + 0.5) / total_steps
-    if recipe.schedule == "constant":
-        return recipe.max_lr
-    if recipe.schedule == "step":
-        return recipe.max_lr * (1.0 if done < 2 / 3 else 0.1)
-    if recipe.schedule == "one_cycle":
-        rising, falling = done / max(recipe.warmup, 1e-9), (1 - done) / (1 - recipe.warmup)
-        return recipe.max_lr * min(rising, falling)
-    raise ValueError(f"unknown schedule {recipe.schedule!r}: use 'constant', 'step' or 'one_cycle'")
-
-
-def learning_rates(recipe: Recipe, n_images: int) -> list[float]:
-    """The learning rate of each step of a whole run on that many images, in order."""
-    total_steps = recipe.epochs * math.ceil(n_images / recipe.batch_size)
-    return [learning_rate(recipe, step, total_steps) for step in range(total_steps)]
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -150,6 +92,30 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = 
     """
     x = images.unsqueeze(1).float() / 255
     return normalize(random_affine(x, recipe.rotation, recipe.translation, recipe.scale, recipe.shear, generator))
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer on a batch, which is augmented first.
+
+    Args:
+        images, labels: uint8 (B, 28, 28) and int64 (B,), on the model's device.
+
+    Returns:
+        sum of the B losses and number of images classified correctly, as tensors: the host waits for nothing.
+    """
+    logits = model(augment(images, recipe, generator))
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
 
 
 def train_epoch(
@@ -181,21 +147,17 @@ def train_epoch(
     loss_sum, correct = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
     for step, batch in enumerate(batches, start=epoch * len(batches)):
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, recipe.epochs * len(batches))
-        x, y = augment(images[batch], recipe, generator), labels[batch]
-        logits = model(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * len(y)
-        correct += (logits.detach().argmax(1) == y).sum()
+        x, y = images.index_select(0, batch), labels.index_select(0, batch)
+        loss, hits = train_step(model, optimizer, x, y, recipe, generator)
+        loss_sum += loss
+        correct += hits
         if after_step is not None:
             after_step(step)
     return loss_sum.item() / len(images), int(correct), len(images)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, int, int]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> tuple[float, int, int]:
     """Classify the plain images in evaluation mode; the model's mode and buffers are left as they were.
 
     Args:
@@ -217,30 +179,61 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     return loss_sum.item() / len(images), int(correct), len(images)
 
 
-class WeightAverage:
-    """The exponential moving average of a net's weights and BatchNorm statistics.
+class Training:
+    """A net under training, with all that belongs to its random seed.
 
     Attributes:
-        model: a copy of the net that holds the average.
+        model, recipe: the net and how it is trained.
+        generator: of shuffling and augmentation.
+        optimizer: of the net's parameters.
+        average: of its weights, or None if the recipe averages nothing.
+        history: one record per finished epoch.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = copy.deepcopy(model), decay
-        self._pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, device: torch.device) -> None:
+        # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
+        model.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+        self.model, self.recipe, self.history = model, recipe, []
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            recipe.max_lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=True,
+        )
+        self.average = WeightAverage(model, recipe.average) if recipe.average else None
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the net's present weights, by 1 - decay of the way.
+    def after_step(self, step: int | Tensor) -> None:
+        """To be called after each step, with its number since epoch 0."""
+        if self.average is not None:
+            self.average.update(step)
 
-        The first steps move further (the decay is at most (1 + step) / (10 + step), step from 0),
-        so that the random initial weights are soon forgotten.
-        """
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for average, value in self._pairs:
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)  # BatchNorm's count of batches
+    def graphed(self, images: Tensor, labels: Tensor) -> StepGraph:
+        """The training step on these images as a CUDA graph."""
+        rates = torch.tensor(learning_rates(self.recipe, len(images)), device=images.device)
+        rate = self.optimizer.param_groups[0]["lr"] = torch.zeros((), device=images.device)
+
+        def body(batch: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+            rate.copy_(rates.index_select(0, step).squeeze())
+            x, y = images.index_select(0, batch), labels.index_select(0, batch)
+            trained = train_step(self.model, self.optimizer, x, y, self.recipe, self.generator)
+            self.after_step(step)
+            return trained
+
+        self.model.train()
+        return StepGraph(body, len(images), self.recipe.batch_size, self.generator)
+
+    def finish_epoch(self, trained: tuple[float, int, int], images: Tensor, labels: Tensor, start: float) -> None:
+        """Evaluate and add the record of an epoch, which began at `start` of `time.perf_counter()`."""
+        epoch, steps = len(self.history), math.ceil(trained[2] / self.recipe.batch_size)
+        tested = evaluate(self.average.model if self.average is not None else self.model, images, labels)
+        last_step = (epoch + 1) * steps - 1
+        record = {"epoch": epoch + 1, "lr": learning_rate(self.recipe, last_step, self.recipe.epochs * steps)}
+        record |= dict(zip(("train_loss", "train_correct", "train_total"), trained, strict=True))
+        record |= dict(zip(("test_loss", "test_correct", "test_total"), tested, strict=True))
+        self.history.append(record | {"seconds": time.perf_counter() - start})
 
 
 def fit(
@@ -250,6 +243,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    graph: bool = True,
 ) -> list[dict[str, float | int]]:
     """Train a net by a recipe and evaluate it after each epoch.
 
@@ -262,49 +256,81 @@ def fit(
         seed: of shuffling, augmentation and dropout; PyTorch's global generators are seeded with it.
         device: where everything runs.
         progress: show a bar (stderr) and print one line per epoch (stdout).
+        graph: on a CUDA device, replay the training step as a CUDA graph; if False, run the plain loop.
 
     Returns:
         The history: per epoch `epoch` (from 1), `lr` (of its last step), `train_loss`,
         `train_correct`, `train_total`, `test_loss`, `test_correct`, `test_total` and `seconds`
         (training and evaluation). The training figures are those of the weights in motion.
     """
+    return fit_together([model], recipe, digits, [seed], device, progress, graph)[0]
+
+
+def fit_together(
+    models: Sequence[nn.Module],
+    recipe: Recipe,
+    digits: Digits,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    graph: bool = True,
+) -> list[list[dict[str, float | int]]]:
+    """`fit` for several nets at once, each from its own seed; on a CUDA device their steps run side by side.
+
+    A net of this size leaves most of a GPU idle, so several cost little more time than one. On a CPU they
+    take turns, which gains nothing: use processes there.
+
+    Returns:
+        The history of each net; `seconds` is the time of an epoch of all of them.
+
+    Raises:
+        ValueError: several nets of which one has dropout, whose random numbers would depend on the others.
+    """
+    if len(models) > 1 and any(isinstance(m, nn.Dropout) for model in models for m in model.modules()):
+        raise ValueError("nets with dropout share one random generator: train them one after the other, with fit")
     device = torch.device(device)
-    torch.manual_seed(seed)
-    generator = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seeds[0])  # dropout takes its random numbers from the global generator
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in digits)
-    # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
-    model.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.max_lr,
-        recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
-    average = WeightAverage(model, recipe.average)  # a decay of 0 makes it a plain copy
-    steps_per_epoch = math.ceil(len(train_images) / recipe.batch_size)
-    history: list[dict[str, float | int]] = []
+    trainings = [Training(model, recipe, seed, device) for model, seed in zip(models, seeds, strict=True)]
+    graphs = [t.graphed(train_images, train_labels) for t in trainings] if graph and device.type == "cuda" else []
     bar = tqdm(
-        total=recipe.epochs * steps_per_epoch, desc=f"seed {seed}", unit="step", mininterval=0.5, disable=not progress
+        total=len(models) * recipe.epochs * math.ceil(len(train_images) / recipe.batch_size),
+        desc=f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}",
+        unit="step",
+        mininterval=0.5,
+        disable=not progress,
     )
-
-    def after_step(step: int) -> None:
-        average.update(step)
-        bar.update()
-
-    with bar, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        for model in models:
+            stack.enter_context(fast_batchnorm(model))
         for epoch in range(recipe.epochs):
             start = time.perf_counter()
-            trained = train_epoch(model, optimizer, train_images, train_labels, recipe, epoch, generator, after_step)
-            tested = evaluate(average.model, test_images, test_labels)
-            record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
-            record |= dict(zip(("train_loss", "train_correct", "train_total"), trained, strict=True))
-            record |= dict(zip(("test_loss", "test_correct", "test_total"), tested, strict=True))
-            history.append(record | {"seconds": time.perf_counter() - start})
-            if progress:
-                tqdm.write(log_line(history[-1]))
-    model.load_state_dict(average.model.state_dict())
-    return history
+            if graphs:
+                trained = train_epoch_together(graphs, bar.update)
+            else:
+                trained = [
+                    train_epoch(
+                        t.model,
+                        t.optimizer,
+                        train_images,
+                        train_labels,
+                        recipe,
+                        epoch,
+                        t.generator,
+                        lambda step, t=t: (t.after_step(step), bar.update()),
+                    )
+                    for t in trainings
+                ]
+            for t, figures in zip(trainings, trained, strict=True):
+                t.finish_epoch(figures, test_images, test_labels, start)
+                if progress:
+                    tqdm.write(log_line(t.history[-1]))
+    for t in trainings:
+        if t.average is not None:
+            t.model.load_state_dict(t.average.model.state_dict())
+    return [t.history for t in trainings]
 
 
 def log_line(record: dict[str, float | int]) -> str:

@@ -10,8 +10,6 @@ single-thread processes as there are cores.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model import STEPS, FinalNet, RegularizedNet
+from tinymnist.parallel import cores, in_processes
 from tinymnist.runs import RESULTS
 from utils import STD, Recipe, fit, load_mnist, save_run, validation_split
 
@@ -133,10 +132,9 @@ def variants() -> dict[str, Variant]:
     }
 
 
-def run_one(job: tuple[str, int]) -> None:
-    """Train one variant from one random seed, on one thread, and write the file."""
+def run_one(job: tuple[str, int], _: None) -> None:
+    """Train one variant from one random seed, and write the file."""
     name, seed = job
-    torch.set_num_threads(1)
     variant = variants()[name]
     torch.manual_seed(seed)
     net = variant.net()
@@ -159,9 +157,8 @@ def main(words: list[str]) -> int:
     chosen = [name for name in variants() if not words or any(word in name for word in words)]
     jobs = [(name, seed) for seed in SEEDS for name in chosen]
     jobs = [job for job in jobs if not (RESULTS / "study" / job[0] / f"seed_{job[1]}.json").exists()]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for _ in tqdm(pool.imap_unordered(run_one, jobs), total=len(jobs), unit="run", smoothing=0):
-            pass
+    for _ in tqdm(in_processes(run_one, jobs, processes=cores()), total=len(jobs), unit="run", smoothing=0):
+        pass
     return 0
 
 

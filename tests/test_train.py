@@ -67,7 +67,7 @@ def test_a_run_writes_its_record_and_weights(capsys, tmp_path):
     assert (net.eval()(normalize(digits.test_images)).argmax(1) == digits.test_labels).sum() == correct
 
 
-def test_seeds_are_trained_in_turn_and_finished_ones_kept(capsys, tmp_path):
+def test_seeds_are_trained_and_finished_ones_kept(capsys, tmp_path):
     arguments = ["--step", 1, "--seeds", 2, "--epochs", 1, "--data", "drawn", "--out", tmp_path]
     assert call(capsys, *arguments)[0] == 0
     files = sorted((tmp_path / "step1").glob("*.json"))
@@ -111,7 +111,7 @@ def test_summary_shows_the_net_and_trains_nothing(capsys, tmp_path, monkeypatch)
     ("accuracies", "code", "verdict"), [([9940] * 5, 0, "target met"), ([9940] * 4 + [9939], 1, "MISSED")]
 )
 def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn, accuracies, code, verdict):
-    def pretend(net, recipe, digits, seed, device):
+    def pretend(net, recipe, digits, seed, device, progress):
         keys = ("train_loss", "train_correct", "train_total", "test_loss", "test_total", "lr", "seconds")
         counts = [9000] * 10 + accuracies
         return [
@@ -142,6 +142,7 @@ def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn,
         ["--step", "3", "--seed", "-1"],
         ["--step", "3", "--seed", str(2**64)],
         ["--step", "3", "--seeds", "0"],
+        ["--step", "3", "--threads", "0"],
         ["--step", "3", "--seed", "1", "--seeds", "2"],
         ["--step", "3", "--device", "gpu"],
         ["--step", "3", "--steps"],

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import STEPS, FinalNet, RegularizedNet
+from tinymnist.batchnorm import fast_batchnorm
 from utils import (
     Digits,
     Recipe,
@@ -177,15 +178,33 @@ def test_weight_average_follows_the_definition():
     assert torch.allclose(net[0].weight - average.model[0].weight, torch.tensor(9.0), rtol=0.01)  # decay / (1 - decay)
 
 
-def test_weight_average_of_decay_zero_is_the_model():
+def test_weight_average_takes_its_step_from_a_tensor_too():
     net = FinalNet()
-    average = WeightAverage(net, decay=0.0)
-    net.train()(torch.rand(8, 1, 28, 28)).sum().backward()
-    with torch.no_grad():
-        for p in net.parameters():
-            p -= p.grad
-    average.update(0)
-    for name, value in average.model.state_dict().items():
+    averages = [WeightAverage(net, decay=0.5) for _ in range(2)]
+    for step in (0, 1, 20):
+        with torch.no_grad():
+            for value in net.state_dict().values():
+                value += 1
+        averages[0].update(step)
+        averages[1].update(torch.tensor([step]))
+    for name, value in averages[0].model.state_dict().items():
+        assert torch.allclose(value.float(), averages[1].model.state_dict()[name].float()), name
+        assert not torch.equal(value, net.state_dict()[name]) or not value.is_floating_point(), name
+
+
+def test_without_an_average_the_net_itself_is_evaluated(drawn):
+    recipe = replace(TINY, epochs=1)
+    torch.manual_seed(0)
+    net = FinalNet()
+    history = fit(net, recipe, drawn, progress=False)
+    torch.manual_seed(0)
+    again = FinalNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(again.parameters(), recipe.max_lr, recipe.momentum, nesterov=True, fused=True)
+    with fast_batchnorm(again):
+        generator = torch.Generator().manual_seed(0)
+        trained = train_epoch(again, optimizer, drawn.train_images, drawn.train_labels, recipe, 0, generator)
+    assert trained[0] == history[0]["train_loss"]
+    for name, value in again.state_dict().items():
         assert torch.equal(value, net.state_dict()[name]), name
 
 

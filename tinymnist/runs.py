@@ -10,13 +10,12 @@ import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from utils import Recipe
+from tinymnist.recipe import Recipe
 
 Run = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,0 +1,41 @@
+"""The weight average that is evaluated in place of the weights in motion."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The exponential moving average of a net's weights and BatchNorm statistics.
+
+    Attributes:
+        model: a copy of the net that holds the average.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = copy.deepcopy(model), decay
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._averages = [a for a, _ in pairs if a.is_floating_point()]
+        self._values = [v for _, v in pairs if v.is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm's counts of batches
+
+    @torch.no_grad()
+    def update(self, step: int | Tensor) -> None:
+        """Move the average towards the net's present weights, by 1 - decay of the way.
+
+        The first steps move further (the decay is at most (1 + step) / (10 + step), step from 0),
+        so that the random initial weights are soon forgotten.
+
+        Args:
+            step: a number, or a tensor of one on the net's device, which is not waited for.
+        """
+        ramp = (1 + step) / (10 + step)
+        decay = ramp.squeeze().clamp(max=self.decay) if isinstance(ramp, Tensor) else min(self.decay, ramp)
+        moves = torch._foreach_sub(self._values, self._averages)  # as in torch.optim.swa_utils: few kernels for all
+        torch._foreach_mul_(moves, 1 - decay)
+        torch._foreach_add_(self._averages, moves)
+        for average, value in self._counts:
+            average.copy_(value)
