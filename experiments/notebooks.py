@@ -1,4 +1,4 @@
-"""Executes the three notebooks from top to bottom.
+"""Executes the three notebooks from top to bottom, several at a time, each on one thread.
 
 python -m experiments.notebooks          in place; a notebook that fails is left as it was
 python -m experiments.notebooks --check  into a temporary folder, which is removed
@@ -6,6 +6,7 @@ python -m experiments.notebooks --check  into a temporary folder, which is remov
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from tinymnist.parallel import cores, in_processes
 from tinymnist.runs import REPOSITORY, write_atomically
 
 NOTEBOOKS = ("Step1_Setup.ipynb", "Step2_Regularize.ipynb", "Step3_Final.ipynb")
@@ -33,7 +35,7 @@ def execute(name: str, folder: Path) -> None:
         coalesce_streams=True,
         resources={"metadata": {"path": str(REPOSITORY)}},
     )
-    client.execute()
+    client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     notebook.metadata.language_info = {"name": "python"}
     write_atomically(folder / name, (nbformat.writes(notebook) + "\n").encode())
     print(f"executed: {folder / name}", flush=True)
@@ -43,8 +45,8 @@ def main(arguments: list[str]) -> int:
     """Execute all notebooks, in place or, with --check, elsewhere."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if arguments == ["--check"] else REPOSITORY
-        for name in NOTEBOOKS:
-            execute(name, folder)
+        for _ in in_processes(execute, NOTEBOOKS, folder, processes=cores()):
+            pass
     return 0
 
 

@@ -81,6 +81,39 @@ def test_seeds_are_trained_and_finished_ones_kept(capsys, tmp_path):
     assert files[1].exists()
 
 
+def test_a_seed_has_the_same_bits_alone_and_among_others(capsys, tmp_path):
+    common = ["--step", 2, "--epochs", 1, "--data", "drawn", "--device", "cpu"]
+    before = torch.get_num_threads()
+    try:
+        assert call(capsys, *common, "--seed", 1, "--threads", 1, "--out", tmp_path / "alone")[0] == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert call(capsys, *common, "--seeds", 2, "--out", tmp_path / "among")[0] == 0
+    runs = [json.loads((tmp_path / name / "step2" / "seed_1.json").read_text()) for name in ("alone", "among")]
+    for run in runs:
+        assert run.pop("threads") == 1
+        del run["history"][0]["seconds"]
+    assert runs[0] == runs[1]
+    weights = [torch.load(tmp_path / name / "step2" / "seed_1.pt") for name in ("alone", "among")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_threads_divide_the_cores_among_the_seeds(capsys, tmp_path, monkeypatch):
+    seen = {}
+
+    def pretend(function, jobs, shared, processes, threads):
+        seen.update(jobs=len(jobs), processes=processes, threads=threads)
+        return []
+
+    monkeypatch.setattr(train, "in_processes", pretend)
+    monkeypatch.setattr(train, "cores", lambda: 8)
+    for extra, processes, threads in (([], 8, 1), (["--threads", 3], 2, 3), (["--threads", 9], 1, 9)):
+        arguments = ["--step", 1, "--seeds", 20, "--data", "drawn", "--device", "cpu", "--out", tmp_path]
+        assert call(capsys, *arguments, *extra)[0] == 0
+        assert seen == {"jobs": 20, "processes": processes, "threads": threads}
+
+
 def test_a_kept_run_must_be_the_same_experiment(capsys, tmp_path):
     arguments = ["--step", 1, "--seeds", 1, "--data", "drawn", "--out", tmp_path]
     assert call(capsys, *arguments, "--epochs", 1)[0] == 0

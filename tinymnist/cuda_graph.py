@@ -86,8 +86,8 @@ class StepGraph:
         self.step += 1
 
     def _capture(self, size: int) -> None:
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.generator)  # replays draw on, as plain steps would
             with torch.cuda.graph(graph, stream=self.stream):
                 self._plain(size)
