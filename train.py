@@ -52,7 +52,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message on stderr and exit with code 2."""
-        self.exit(2, f"train.py: {message}\n")
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def whole_number(lowest: int) -> Callable[[str], int]:

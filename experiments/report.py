@@ -24,7 +24,17 @@ from scipy.stats import ttest_ind
 from experiments.notebooks import NOTEBOOKS
 from experiments.study import variants
 from model import STEPS
-from tinymnist.runs import REPOSITORY, RESULTS, Run, accuracy, last_accuracies, load_runs, meets, write_atomically
+from tinymnist.runs import (
+    REPOSITORY,
+    RESULTS,
+    Run,
+    accuracy,
+    last_accuracies,
+    load_bench,
+    load_runs,
+    meets,
+    write_atomically,
+)
 from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
 
 PLACE = re.compile(r"<!--([a-z][\w.-]*)-->(.*?)<!--/-->", re.DOTALL)
@@ -51,7 +61,6 @@ def figures() -> dict[str, Callable[[], str]]:
             f"{name}-swing": lambda name=name: f"{_swing(load_runs(name)):.2f}",
             f"{name}-held": lambda name=name, target=step.target: _held(load_runs(name), target),
             f"{name}-lowest": lambda name=name: f"{min(_five(name)):.2f} %",
-            f"{name}-seconds": lambda name=name: f"{_seconds(load_runs(name)):.0f} s",
             f"{name}-setting": lambda name=name: _setting(load_runs(name)),
         }
         if number > 1:
@@ -63,7 +72,81 @@ def figures() -> dict[str, Callable[[], str]]:
         if name != f"step{variant.step}":
             values[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             values[f"{name}-effect"] = lambda name=name: str(effect(name))
+    return values | speed_figures()
+
+
+def speed_figures() -> dict[str, Callable[[], str]]:
+    """The values that rest on the benchmark, and on the same seeds with another number of threads."""
+    values: dict[str, Callable[[], str]] = {
+        "bench-pipelines": pipelines_table,
+        "bench-changes": changes_table,
+        "bench-setting": lambda: _setting(load_bench("pipelines")),
+        "bench-final-seconds": lambda: f"{15 * _epoch('final')[1]:.0f} s",
+        "bench-final-speedup": lambda: f"{_epoch('stock-0')[1] / _epoch('final')[1]:.1f}",
+        "bench-final-speedup-workers": lambda: f"{_epoch('stock-2')[1] / _epoch('final')[1]:.1f}",
+        "bench-same-net-speedup": lambda: f"{_epoch('stock-0')[1] / _epoch('same-net')[1]:.1f}",
+        "bench-limit": lambda: f"{load_bench('pipelines')['peak_multiply_adds'] / 1e9:.0f}",
+        "seeds-count": lambda: str(load_bench("seeds")["count"]),
+        "seeds-together": lambda: f"{load_bench('seeds')['together']:.0f} s",
+        "seeds-single": lambda: f"{sum(load_bench('seeds')['single']):.0f} s",
+        "seeds-ratio": lambda: f"{load_bench('seeds')['together'] / sum(load_bench('seeds')['single']):.2f}",
+        "threads-difference": threads_difference,
+        "threads-largest": lambda: f"{max(abs(a - b) for a, b in zip(*_thread_pairs(), strict=True)):.2f}",
+    }
     return values
+
+
+def _epoch(name: str, part: str = "pipelines") -> tuple[float, float, float]:
+    """Lowest, median and highest of the seconds per epoch of a contender's repeats."""
+    runs = load_bench(part)["contenders"][name]["runs"]
+    seconds = sorted(statistics.mean(run["seconds"]) for run in runs)
+    return seconds[0], statistics.median(seconds), seconds[-1]
+
+
+def pipelines_table() -> str:
+    """The usual pipeline against ours."""
+    bench = load_bench("pipelines")
+    lines = [
+        "| what | seconds per epoch: median (range) | 15 epochs | training images per second | peak memory "
+        "| times as fast | of the machine's limit |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, contender in bench["contenders"].items():
+        low, seconds, high = _epoch(name)
+        memory = max(run["peak_memory"] for run in contender["runs"]) / 2**30
+        share = contender["multiply_adds"] / seconds / bench["peak_multiply_adds"]
+        lines.append(
+            f"| {contender['what']} | {seconds:.1f} ({low:.1f} to {high:.1f}) | {15 * seconds:.0f} s "
+            f"| {60_000 / seconds:,.0f} | {memory:.1f} GiB | {_epoch('stock-0')[1] / seconds:.1f} | {share:.0%} |"
+        )
+    return _block("\n".join(lines))
+
+
+def changes_table() -> str:
+    """What the changes that made the final step fast bring, each taken out again."""
+    base = _epoch("shipped", "changes")[1]
+    lines = ["| taken out | seconds per epoch: median (range) | difference |", "|---|---:|---:|"]
+    for name, contender in load_bench("changes")["contenders"].items():
+        low, seconds, high = _epoch(name, "changes")
+        difference = "" if name == "shipped" else f"{seconds - base:+.2f} s, {seconds / base - 1:+.0%}"
+        lines.append(f"| {contender['what']} | {seconds:.2f} ({low:.2f} to {high:.2f}) | {difference} |")
+    return _block("\n".join(lines))
+
+
+def _thread_pairs() -> tuple[list[float], list[float]]:
+    """Accuracy of the last epoch of the same random seeds of Step 3 on one thread and on two."""
+    pairs = zip(load_runs("step3"), load_runs("two_threads/step3"), strict=True)
+    one, two = zip(*pairs, strict=True)
+    assert [run["seed"] for run in one] == [run["seed"] for run in two]
+    return [accuracy(run["history"][-1]) for run in one], [accuracy(run["history"][-1]) for run in two]
+
+
+def threads_difference() -> str:
+    """What a second thread does to the accuracy of Step 3, by Welch's t-test."""
+    one, two = _thread_pairs()
+    interval = ttest_ind(two, one, equal_var=False).confidence_interval(0.95)
+    difference = statistics.mean(two) - statistics.mean(one)
+    return f"{difference:+.3f} points (95 % interval {interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def results_table() -> str:
@@ -234,10 +317,6 @@ def _five(name: str) -> list[float]:
     return [value for run in load_runs(name) for value in last_accuracies(run)]
 
 
-def _seconds(runs: list[Run]) -> float:
-    return statistics.median(sum(record["seconds"] for record in run["history"]) for run in runs)
-
-
 def _swing(runs: list[Run]) -> float:
     """Best minus worst of the last five epochs of a run, in points, on average over the runs."""
     return statistics.mean(max(last_accuracies(run)) - min(last_accuracies(run)) for run in runs)
@@ -249,7 +328,11 @@ def _held(runs: list[Run], target: float) -> str:
 
 def _setting(runs: list[Run]) -> str:
     run = runs[0]
-    return f"{run['hardware']}, {run['threads']} threads, PyTorch {run['torch_version']}"
+    return f"{run['hardware']}, {_threads(run['threads'])}, PyTorch {run['torch_version']}"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _mean_and_spread(values: list[float], digits: int = 2) -> str:

@@ -8,21 +8,22 @@ understand the training: `utils.train_epoch` is the same loop in plain form, and
 
 from __future__ import annotations
 
+import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-PLAIN_CALLS = 3  # before the capture, so that libraries and the optimizer have made what they keep
+PLAIN_STEPS = 3  # before the capture, so that libraries and the optimizer have made what they keep
 
 
 class StepGraph:
     """Runs a training step for each batch of a random order, on a stream of its own.
 
-    The first calls run plainly, as real steps of the training; then the step is captured, once for each size
-    of batch, and replayed. If it cannot be captured, a line on stderr says why, and the steps go on plainly.
+    The first steps run plainly; then the step on a whole batch is captured and from there on replayed. The last
+    batch of an epoch, if it is smaller, runs plainly. If the step cannot be captured, a line on stderr says
+    why, and all go on plainly.
 
     Args:
         body: the step; takes the indices of the batch, int64 (B,), and the number of the step since the start
@@ -49,9 +50,8 @@ class StepGraph:
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # of the next batch in the order
         self.step = torch.zeros(1, dtype=torch.long, device=device)
         self.loss_sum, self.correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.calls: Counter[int] = Counter()  # plain ones, by size of batch
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.capturable = True
+        self.plain_steps_left: float = PLAIN_STEPS
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.stream.wait_stream(torch.cuda.current_stream(device))
 
     def start_epoch(self) -> None:
@@ -64,13 +64,17 @@ class StepGraph:
     def run(self, size: int) -> None:
         """Launch the next step, on a batch of that size, and return without waiting for it."""
         with torch.cuda.stream(self.stream):
-            if size not in self.graphs and self.capturable and self.calls[size] >= PLAIN_CALLS:
-                self._capture(size)
-            if size in self.graphs:
-                self.graphs[size].replay()
-            else:
+            if size < len(self.offsets) or self.plain_steps_left > 0:
                 self._plain(size)
-                self.calls[size] += 1
+                self.plain_steps_left -= 1
+                return
+            if self.graph is None:
+                self._capture(size)
+            if self.graph is None:
+                self.plain_steps_left = math.inf
+                self._plain(size)
+            else:
+                self.graph.replay()
 
     def totals(self) -> tuple[float, int, int]:
         """Mean loss of the epoch, number of correct answers and number of images; waits for the device."""
@@ -92,11 +96,10 @@ class StepGraph:
             with torch.cuda.graph(graph, stream=self.stream):
                 self._plain(size)
         except (RuntimeError, AttributeError) as error:
-            self.capturable = False
             reason = str(error).partition("\n")[0]
             print(f"no CUDA graph of the training step, so the plain loop goes on: {reason}", file=sys.stderr)
         else:
-            self.graphs[size] = graph
+            self.graph = graph
 
 
 def train_epoch_together(

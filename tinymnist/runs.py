@@ -145,6 +145,19 @@ def load_runs(folder: str | os.PathLike[str]) -> list[Run]:
     return sorted(runs, key=lambda run: run["seed"])
 
 
+def load_bench(part: str, device: str = "cpu") -> Run:
+    """What `experiments.bench` measured: one of its parts, on "cpu" or "cuda".
+
+    Raises:
+        FileNotFoundError: it was not measured.
+    """
+    path = RESULTS / f"bench_{device}.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    if part not in measured:
+        raise FileNotFoundError(f"no {part} in {path}: make bench writes them")
+    return measured[part]
+
+
 def meets(run: Run, target: float) -> bool:
     """Whether each of the last five epochs of a run reached the target (percent)."""
     return min(last_accuracies(run)) >= target
