@@ -205,10 +205,16 @@ class Training:
         )
         self.average = WeightAverage(model, recipe.average) if recipe.average else None
 
-    def after_step(self, step: int | Tensor) -> None:
-        """To be called after each step, with its number since epoch 0."""
-        if self.average is not None:
-            self.average.update(step)
+    def train_epoch(self, images: Tensor, labels: Tensor, count: Callable[[], object]) -> tuple[float, int, int]:
+        """The next epoch by the plain loop; `count` is called after each step."""
+
+        def after_step(step: int) -> None:
+            if self.average is not None:
+                self.average.update(step)
+            count()
+
+        epoch = len(self.history)
+        return train_epoch(self.model, self.optimizer, images, labels, self.recipe, epoch, self.generator, after_step)
 
     def graphed(self, images: Tensor, labels: Tensor) -> StepGraph:
         """The training step on these images as a CUDA graph."""
@@ -219,7 +225,8 @@ class Training:
             rate.copy_(rates.index_select(0, step).squeeze())
             x, y = images.index_select(0, batch), labels.index_select(0, batch)
             trained = train_step(self.model, self.optimizer, x, y, self.recipe, self.generator)
-            self.after_step(step)
+            if self.average is not None:
+                self.average.update(step)
             return trained
 
         self.model.train()
@@ -305,24 +312,12 @@ def fit_together(
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
         for model in models:
             stack.enter_context(fast_batchnorm(model))
-        for epoch in range(recipe.epochs):
+        for _ in range(recipe.epochs):
             start = time.perf_counter()
             if graphs:
                 trained = train_epoch_together(graphs, bar.update)
             else:
-                trained = [
-                    train_epoch(
-                        t.model,
-                        t.optimizer,
-                        train_images,
-                        train_labels,
-                        recipe,
-                        epoch,
-                        t.generator,
-                        lambda step, t=t: (t.after_step(step), bar.update()),
-                    )
-                    for t in trainings
-                ]
+                trained = [t.train_epoch(train_images, train_labels, bar.update) for t in trainings]
             for t, figures in zip(trainings, trained, strict=True):
                 t.finish_epoch(figures, test_images, test_labels, start)
                 if progress:
