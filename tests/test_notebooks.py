@@ -110,7 +110,7 @@ def test_full_run_on_the_full_data(number, notebook):
 
 def test_log_equals_the_published_run_of_the_same_seed(number, notebook):
     text = printed(notebook)
-    version, device, threads = re.search(r"PyTorch (\S+) on (\S+), (\d+) CPU threads", text).groups()
+    version, device, threads = re.search(r"PyTorch (\S+) on (\S+), CPU threads: (\d+)", text).groups()
     run = load_runs(f"step{number}")[0]
     assert run["seed"] == 0
     if (version, device, int(threads)) != (run["torch_version"], run["device"], run["threads"]):
