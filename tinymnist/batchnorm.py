@@ -1,6 +1,6 @@
-"""A faster backward pass of BatchNorm on a CPU, for few channels and several threads.
+"""BatchNorm that is faster on a CPU, for few channels and several threads.
 
-PyTorch's own, for channels-last images, lets each thread add up its share of the image into a row of
+PyTorch's own, for channels-last images, lets each thread add up its share of the images into a row of
 `channels` floats. With fewer than 16 channels the rows of two threads lie in one cache line of 64 bytes, for
 which the processor's cores then compete at each pixel. Here the sums run along whole images.
 """
@@ -18,7 +18,7 @@ CACHE_LINE = 64  # bytes
 
 
 class _Normalize(torch.autograd.Function):
-    """BatchNorm in training mode; forward as in PyTorch, backward by Ioffe and Szegedy, 2015, section 3."""
+    """BatchNorm in training mode (Ioffe and Szegedy, 2015, section 3)."""
 
     @staticmethod
     def forward(
@@ -31,41 +31,56 @@ class _Normalize(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """As `torch.native_batch_norm` does."""
-        out, mean, inverse_std = torch.native_batch_norm(
-            x, weight, bias, running_mean, running_var, training=True, momentum=momentum, eps=eps
-        )
-        ctx.save_for_backward(x, weight, mean, inverse_std)
-        return out
+        """The normalized images; moves the running statistics."""
+        rows, count = _rows(x), x.numel() // x.shape[1]
+        mean = _per_channel(rows, x) / count
+        centred = rows - _across(mean, x)
+        var = _per_channel(centred.square(), x) / count
+        inverse_std = (var + eps).rsqrt()
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (count / (count - 1)), momentum)
+        ctx.save_for_backward(x, centred, weight, inverse_std)
+        return _image(torch.addcmul(_across(bias, x), centred, _across(weight * inverse_std, x)), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight and bias."""
-        x, weight, mean, inverse_std = ctx.saved_tensors
-        n, channels, height, width = x.shape
-        count = n * height * width
-
-        def rows(t: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H * W * C), a view of a channels-last tensor
-            return t.permute(0, 2, 3, 1).reshape(n, -1)
-
-        def across(per_channel: Tensor) -> Tensor:  # (C,) -> (H * W * C,)
-            return per_channel.repeat(height * width)
-
-        grads, centred = rows(grad), rows(x) - across(mean)
-        grad_bias = grads.sum(0).view(-1, channels).sum(0)
-        grad_weight = (grads * centred).sum(0).view(-1, channels).sum(0) * inverse_std
+        x, centred, weight, inverse_std = ctx.saved_tensors
+        grads, count = _rows(grad), x.numel() // x.shape[1]
+        grad_bias = _per_channel(grads, x)
+        grad_weight = _per_channel(grads * centred, x) * inverse_std
         scale = weight * inverse_std
-        grad_x = torch.addcmul(across(-scale * grad_bias / count), grads, across(scale))
-        grad_x.addcmul_(centred, across(-scale * inverse_std * grad_weight / count))
-        grad_x = grad_x.view(n, height, width, channels).permute(0, 3, 1, 2)
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        grad_x = torch.addcmul(_across(-scale * grad_bias / count, x), grads, _across(scale, x))
+        grad_x.addcmul_(centred, _across(-scale * inverse_std * grad_weight / count, x))
+        return _image(grad_x, x), grad_weight, grad_bias, None, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H * W * C); of a channels-last tensor this is a view."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """(N, H * W * C) as (N, C, H, W), channels last."""
+    n, channels, height, width = like.shape
+    return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _per_channel(rows: Tensor, like: Tensor) -> Tensor:
+    """The sum of each channel, (C,)."""
+    return rows.sum(0).view(-1, like.shape[1]).sum(0)
+
+
+def _across(per_channel: Tensor, like: Tensor) -> Tensor:
+    """(C,) repeated for each pixel, (H * W * C,)."""
+    return per_channel.repeat(like.shape[2] * like.shape[3])
 
 
 class _FewChannels(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with the backward pass above."""
+    """`nn.BatchNorm2d` that computes as above."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or x.numel() <= x.shape[1]:  # of a single value there is no variance
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         return _Normalize.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
@@ -73,7 +88,7 @@ class _FewChannels(nn.BatchNorm2d):
 
 @contextlib.contextmanager
 def fast_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's BatchNorm layers that gain by it use the backward pass above.
+    """Inside, the model's BatchNorm layers that gain by it compute as above.
 
     They are those of type `nn.BatchNorm2d` with scale, shift and running statistics of the usual kind, whose
     channels do not fill whole cache lines; with one thread there are none.
