@@ -39,10 +39,10 @@ class SetupNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv1(x))
-        x = self.pool(F.relu(self.conv2(x)))
-        x = F.relu(self.conv3(x))
-        x = self.pool(F.relu(self.conv4(x)))
+        x = F.relu_(self.conv1(x))
+        x = self.pool(F.relu_(self.conv2(x)))
+        x = F.relu_(self.conv3(x))
+        x = self.pool(F.relu_(self.conv4(x)))
         return self.head(x).flatten(1)
 
 
@@ -86,11 +86,11 @@ class RegularizedNet(nn.Module):
         self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = self.drop(self.pool(F.relu(self.norm2(self.conv2(x)))))
-        x = F.relu(self.norm3(self.conv3(x)))
-        x = self.drop(F.relu(self.norm4(self.conv4(x))))
-        x = F.relu(self.norm5(self.conv5(x)))
+        x = F.relu_(self.norm1(self.conv1(x)))
+        x = self.drop(self.pool(F.relu_(self.norm2(self.conv2(x)))))
+        x = F.relu_(self.norm3(self.conv3(x)))
+        x = self.drop(F.relu_(self.norm4(self.conv4(x))))
+        x = F.relu_(self.norm5(self.conv5(x)))
         return self.head(self.gap(x).flatten(1))
 
 
@@ -130,10 +130,10 @@ class FinalNet(nn.Module):
         self.head = nn.Linear(18 * 3 * 3, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.relu(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu(self.norm4(self.pool(self.conv4(x))))
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
         return self.head(x.flatten(1))
 
 

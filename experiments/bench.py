@@ -180,7 +180,7 @@ def changes(device: torch.device) -> dict[str, Contender]:
             FINAL.net,
             patched(mock.patch.object(utils, "train_epoch", functools.partial(_augmented_at_once, utils.train_epoch))),
         ),
-        "relu": Contender("ReLU in place", FINAL.net, patched(mock.patch.object(F, "relu", F.relu_))),
+        "relu": Contender("ReLU not in place", FINAL.net, patched(mock.patch.object(F, "relu_", F.relu))),
         "one-thread": Contender("one thread", FINAL.net, one_thread),
     }
 

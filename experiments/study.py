@@ -53,10 +53,10 @@ class BigKernelNet(RegularizedNet):
         self.head = nn.Flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = self.drop(self.pool(F.relu(self.norm2(self.conv2(x)))))
-        x = F.relu(self.norm3(self.conv3(x)))
-        x = self.pool(self.drop(F.relu(self.norm4(self.conv4(x)))))
+        x = F.relu_(self.norm1(self.conv1(x)))
+        x = self.drop(self.pool(F.relu_(self.norm2(self.conv2(x)))))
+        x = F.relu_(self.norm3(self.conv3(x)))
+        x = self.pool(self.drop(F.relu_(self.norm4(self.conv4(x)))))
         return self.head(self.conv5(x))
 
 
@@ -88,10 +88,10 @@ class AveragedHeadNet(FinalNet):
         self.head = nn.Linear(20, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.relu(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu(self.norm4(self.pool(self.conv4(x))))
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
         return self.head(x.mean((2, 3)))
 
 
@@ -99,10 +99,10 @@ class NormFirstNet(FinalNet):
     """Step 3 with the usual order: convolution, BatchNorm, ReLU, and pooling last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.norm1(self.conv1(x))))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = self.pool(F.relu(self.norm3(self.conv3(x))))
-        x = self.pool(F.relu(self.norm4(self.conv4(x))))
+        x = self.pool(F.relu_(self.norm1(self.conv1(x))))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = self.pool(F.relu_(self.norm3(self.conv3(x))))
+        x = self.pool(F.relu_(self.norm4(self.conv4(x))))
         return self.head(x.flatten(1))
 
 

@@ -1,5 +1,7 @@
 """The faster backward pass of BatchNorm: the same gradients as PyTorch's, and out of the way elsewhere."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,19 @@ def test_gradients_are_those_of_pytorch(channels, memory_format, shift):
     assert type(layer) is nn.BatchNorm2d
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-4 if shift else 1e-5), name
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_relu_in_place_may_follow(memory_format):
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)).to(memory_format=memory_format)
+    x, gradients = torch.randn(4, 1, 6, 6), []
+    for context in (contextlib.nullcontext(), fast_batchnorm(net)):
+        net.zero_grad()
+        with context:
+            net(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.usefixtures("_two_threads")

@@ -40,7 +40,9 @@ class _Normalize(torch.autograd.Function):
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, centred, weight, inverse_std)
-        return _image(torch.addcmul(_across(bias, x), centred, _across(weight * inverse_std, x)), x)
+        out = torch.empty_like(x, memory_format=torch.channels_last)  # no view, so that it may be changed in place
+        torch.addcmul(_across(bias, x), centred, _across(weight * inverse_std, x), out=_rows(out))
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -52,18 +54,14 @@ class _Normalize(torch.autograd.Function):
         scale = weight * inverse_std
         grad_x = torch.addcmul(_across(-scale * grad_bias / count, x), grads, _across(scale, x))
         grad_x.addcmul_(centred, _across(-scale * inverse_std * grad_weight / count, x))
-        return _image(grad_x, x), grad_weight, grad_bias, None, None, None, None
+        n, channels, height, width = x.shape
+        grad_x = grad_x.view(n, height, width, channels).permute(0, 3, 1, 2)
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
     """(N, C, H, W) as (N, H * W * C); of a channels-last tensor this is a view."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1)
-
-
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    """(N, H * W * C) as (N, C, H, W), channels last."""
-    n, channels, height, width = like.shape
-    return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _per_channel(rows: Tensor, like: Tensor) -> Tensor:
