@@ -166,7 +166,7 @@ def changes(device: torch.device) -> dict[str, Contender]:
             patched(mock.patch.object(torch, "channels_last", torch.contiguous_format)),
         ),
         "batchnorm": Contender(
-            "PyTorch's backward pass of BatchNorm",
+            "PyTorch's own BatchNorm",
             FINAL.net,
             patched(mock.patch.object(utils, "fast_batchnorm", contextlib.nullcontext)),
         ),
