@@ -55,16 +55,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def whole_number(lowest: int) -> Callable[[str], int]:
-    """An argparse type: an integer from `lowest` to what PyTorch takes as a seed."""
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """An argparse type: an integer in a range, its ends included."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = lowest - 1
-        if not lowest <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, not {text!r}")
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {lowest} to {highest}, not {text!r}")
         return value
 
     return parse
@@ -77,12 +77,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--step", type=int, choices=sorted(STEPS), required=True, help="which of the three steps")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=whole_number(0), default=0, metavar="K", help="random seed (default 0)")
-    seeds.add_argument("--seeds", type=whole_number(1), metavar="N", help="train random seeds 0 to N-1 instead")
-    parser.add_argument(
-        "--threads", type=whole_number(1), metavar="T", help="CPU threads per net (default: all; with --seeds: 1)"
+    seeds.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="K", help="random seed (default 0)"
     )
-    parser.add_argument("--epochs", type=whole_number(1), metavar="E", help="default: as in the step's recipe")
+    seeds.add_argument(
+        "--seeds", type=whole_number(1, 100_000), metavar="N", help="train random seeds 0 to N-1 instead"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1, 1024), metavar="T", help="CPU threads per net (default: all; with --seeds: 1)"
+    )
+    parser.add_argument("--epochs", type=whole_number(1, 100_000), metavar="E", help="default: as in the step's recipe")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")

@@ -175,7 +175,9 @@ def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn,
         ["--step", "3", "--seed", "-1"],
         ["--step", "3", "--seed", str(2**64)],
         ["--step", "3", "--seeds", "0"],
+        ["--step", "3", "--seeds", "1000000000"],
         ["--step", "3", "--threads", "0"],
+        ["--step", "3", "--threads", "100000"],
         ["--step", "3", "--seed", "1", "--seeds", "2"],
         ["--step", "3", "--device", "gpu"],
         ["--step", "3", "--steps"],
@@ -241,24 +243,28 @@ def test_a_failing_write_keeps_the_earlier_run(capsys, tmp_path, monkeypatch):
     assert {p: p.read_bytes() for p in (tmp_path / "step1").iterdir()} == before
 
 
-def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path):
+@pytest.mark.parametrize(
+    ("extra", "begun"), [(["--seed", "0"], "epoch  1"), (["--seeds", "2"], "step 3: 2 random seeds to train")]
+)
+def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, extra, begun):
     command = [sys.executable, "train.py", "--step", "3", "--data", "drawn", "--epochs", "500", "--out", str(tmp_path)]
     (tmp_path / "step3").mkdir()
     (tmp_path / "step3" / "seed_0.json").write_text("earlier")
     child = subprocess.Popen(
-        command,
+        [*command, *extra],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        start_new_session=True,
     )
     try:
-        while not child.stdout.readline().startswith("epoch  1"):
+        while not child.stdout.readline().startswith(begun):
             assert child.poll() is None
-        time.sleep(0.2)
-        child.send_signal(signal.SIGINT)
+        time.sleep(0.2 if extra[0] == "--seed" else 8)  # processes have to start
+        os.killpg(child.pid, signal.SIGINT)  # as Ctrl-C does
         _, err = child.communicate(timeout=60)
     finally:
         child.kill()
@@ -267,3 +273,7 @@ def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path):
     assert "Traceback" not in err
     assert [p.name for p in (tmp_path / "step3").iterdir()] == ["seed_0.json"]
     assert (tmp_path / "step3" / "seed_0.json").read_text() == "earlier"
+    with pytest.raises(ProcessLookupError):  # no process is left
+        for _ in range(50):
+            os.killpg(child.pid, 0)
+            time.sleep(0.1)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 
 def cores() -> int:
@@ -81,6 +82,7 @@ def _start(threads: int, shared: Any) -> None:
     global _shared
     _shared = shared
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
     parent = multiprocessing.parent_process()
 
     def follow_parent() -> None:
