@@ -170,11 +170,6 @@ def changes(device: torch.device) -> dict[str, Contender]:
             FINAL.net,
             patched(mock.patch.object(utils, "fast_batchnorm", contextlib.nullcontext)),
         ),
-        "evaluation": Contender(
-            "evaluation in batches of 1,000, not 250",
-            FINAL.net,
-            patched(mock.patch.object(utils, "evaluate", functools.partial(utils.evaluate, batch_size=1000))),
-        ),
         "epoch-at-once": Contender(
             "augmentation of a whole epoch at once, not per batch",
             FINAL.net,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model import FinalNet
+from tinymnist import batchnorm
 from tinymnist.batchnorm import fast_batchnorm
 
 
@@ -35,7 +36,9 @@ def gradients(layer: nn.BatchNorm2d, x: torch.Tensor, outside: torch.Tensor) -> 
 @pytest.mark.parametrize("channels", [1, 8, 18])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("shift", [0.0, 100.0])
-def test_gradients_are_those_of_pytorch(channels, memory_format, shift):
+@pytest.mark.parametrize("smallest", [0, batchnorm.SMALL])
+def test_gradients_are_those_of_pytorch(channels, memory_format, shift, smallest, monkeypatch):
+    monkeypatch.setattr(batchnorm, "SMALL", smallest)
     layer = nn.BatchNorm2d(channels)
     x = torch.randn(6, channels, 5, 7).add(shift).to(memory_format=memory_format)
     outside = torch.randn(6, channels, 5, 7)
@@ -50,8 +53,12 @@ def test_gradients_are_those_of_pytorch(channels, memory_format, shift):
 
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_relu_in_place_may_follow(memory_format):
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)).to(memory_format=memory_format)
+@pytest.mark.parametrize("channels", [8, 10])
+def test_relu_in_place_may_follow(memory_format, channels, monkeypatch):
+    monkeypatch.setattr(batchnorm, "SMALL", 0)
+    net = nn.Sequential(nn.Conv2d(1, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)).to(
+        memory_format=memory_format
+    )
     x, gradients = torch.randn(4, 1, 6, 6), []
     for context in (contextlib.nullcontext(), fast_batchnorm(net)):
         net.zero_grad()
