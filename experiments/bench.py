@@ -12,7 +12,9 @@ contender is measured once before any is measured again. What comes out is writt
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import itertools
 import json
 import resource
 import statistics
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -42,9 +44,10 @@ from tinymnist.data import default_root
 from tinymnist.parallel import in_processes
 from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, write_atomically
 from train import OneLineParser
-from utils import Recipe, fit, load_mnist, pick_device
+from utils import Digits, Recipe, fit, load_mnist, pick_device
 
 REPEATS = 3
+WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
 SEEDS = {"cpu": 4, "cuda": 100}  # for the part "seeds"
 PARTS = ("pipelines", "changes", "seeds")
 FINAL = STEPS[3]
@@ -73,13 +76,18 @@ def stock_epochs(device: torch.device, workers: int) -> list[float]:
     test_loader = DataLoader(test_set, **options)
     net = stock_net().to(device)
     optimizer = torch.optim.SGD(net.parameters(), STOCK_RECIPE.max_lr, STOCK_RECIPE.momentum, nesterov=True)
+
+    def train(batches: Iterable[list[torch.Tensor]]) -> None:
+        net.train()
+        for x, y in batches:
+            loss = F.cross_entropy(net(x.to(device)), y.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    train(itertools.islice(train_loader, WARM_UP))
     start, correct = time.perf_counter(), 0
-    net.train()
-    for x, y in train_loader:
-        loss = F.cross_entropy(net(x.to(device)), y.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(train_loader)
     net.eval()
     with torch.no_grad():
         for x, y in test_loader:
@@ -90,7 +98,10 @@ def stock_epochs(device: torch.device, workers: int) -> list[float]:
 
 def our_epochs(net: nn.Module, recipe: Recipe, device: torch.device, graph: bool = True) -> list[float]:
     """Seconds of each epoch with evaluation on our pipeline."""
-    return [record["seconds"] for record in fit(net, recipe, load_mnist(), 0, device, progress=False, graph=graph)]
+    digits = load_mnist()
+    few = Digits(*(tensor[: WARM_UP * recipe.batch_size] for tensor in digits))
+    fit(copy.deepcopy(net), replace(recipe, epochs=1), few, 0, device, progress=False, graph=graph)
+    return [record["seconds"] for record in fit(net, recipe, digits, 0, device, progress=False, graph=graph)]
 
 
 @dataclass(frozen=True)
