@@ -136,7 +136,10 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    return replays
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, fit's BatchNorm rounds otherwise than these nets'
+    yield replays
+    torch.set_num_threads(threads)
 
 
 def epochs(drawn, number: int, seeds: range) -> list[list[tuple[float, int, int]]]:
