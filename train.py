@@ -44,7 +44,7 @@ from utils import (
     validation_split,
 )
 
-GPU_AT_ONCE = 16  # random seeds that share a GPU
+GPU_AT_ONCE = 16  # random seeds that share a GPU; a guess, not measured yet
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -284,8 +284,8 @@ def fit_together(
 ) -> list[list[dict[str, float | int]]]:
     """`fit` for several nets at once, each from its own seed; on a CUDA device their steps run side by side.
 
-    A net of this size leaves most of a GPU idle, so several cost little more time than one. On a CPU they
-    take turns, which gains nothing: use processes there.
+    The kernels of a net of this size are too small to fill a GPU alone. On a CPU the nets take turns, which
+    gains nothing: use processes there.
 
     Returns:
         The history of each net; `seconds` is the time of an epoch of all of them.
