@@ -1,8 +1,9 @@
 """The training step as a CUDA graph: the speed of a GPU for a net whose kernels are too small to keep it busy.
 
 A step of these nets is about a hundred small kernels, which Python can hardly launch as fast as a GPU runs
-them. Captured once, a step is launched as a whole (see "CUDA graphs" in the PyTorch manual, and Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021). Nothing here is needed to
-understand the training: `utils.train_epoch` is the same loop in plain form, and what is used on a CPU.
+them. Captured once, a step is launched as a whole (see "CUDA graphs" in the PyTorch manual, and Ng et al.,
+"Accelerating PyTorch with CUDA Graphs", 2021). Nothing here is needed to understand the training:
+`utils.train_epoch` is the same loop in plain form, and what is used on a CPU.
 """
 
 from __future__ import annotations
