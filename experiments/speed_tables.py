@@ -1,14 +1,12 @@
-"""The values and tables of the report that rest on the benchmark, and on the same seeds with two threads."""
+"""The values and tables of the report that rest on the benchmark."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 
-from experiments.wording import Effect, block, setting
-from tinymnist.runs import accuracy, load_bench, load_runs
-
-TWO_THREADS = 5  # random seeds of Step 3 that were trained with two threads too
+from experiments.wording import block, setting
+from tinymnist.runs import load_bench
 
 
 def values() -> dict[str, Callable[[], str]]:
@@ -26,8 +24,7 @@ def values() -> dict[str, Callable[[], str]]:
         "seeds-together": lambda: f"{load_bench('seeds')['together']:.0f} s",
         "seeds-single": lambda: f"{sum(load_bench('seeds')['single']):.0f} s",
         "seeds-ratio": lambda: f"{load_bench('seeds')['together'] / sum(load_bench('seeds')['single']):.2f}",
-        "threads-difference": threads_difference,
-        "threads-largest": lambda: f"{max(abs(a - b) for a, b in zip(*_thread_pairs(), strict=True)):.2f}",
+        "bench-soft-labels": lambda: f"{load_bench('teacher')['soft_labels']:.0f} s",
     }
 
 
@@ -68,18 +65,3 @@ def changes_table() -> str:
             difference = "" if name == "shipped" else "no measurable difference: the ranges overlap"
         lines.append(f"| {contender['what']} | {seconds:.2f} ({low:.2f} to {high:.2f}) | {difference} |")
     return block("\n".join(lines))
-
-
-def _thread_pairs() -> tuple[list[float], list[float]]:
-    """Accuracy of the last epoch of the same random seeds of Step 3 on one thread and on two."""
-    pairs = zip(load_runs("step3", TWO_THREADS), load_runs("two_threads/step3", TWO_THREADS), strict=True)
-    one, two = zip(*pairs, strict=True)
-    assert [run["seed"] for run in one] == [run["seed"] for run in two]
-    return [accuracy(run["history"][-1]) for run in one], [accuracy(run["history"][-1]) for run in two]
-
-
-def threads_difference() -> str:
-    """What a second thread does to the accuracy of Step 3, by Welch's t-test."""
-    one, two = _thread_pairs()
-    effect = Effect.between(two, one)
-    return f"{effect.difference:+.3f} points (95 % interval {effect.low:+.3f} to {effect.high:+.3f})"

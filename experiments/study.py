@@ -3,10 +3,10 @@
     python -m experiments.study                     everything that is missing
     python -m experiments.study changes/step3-no    only runs whose name contains one of these words
 
-`changes` judges single changes to the steps on 10,000 held-out training images, so that the test set has no part
-in a choice; `prior` and `small` train on all images and report on the test set. One file is written per finished
-run, `results/study/GROUP/VARIANT/seed_K.json`; a second call runs what is missing, in as many single-thread
-processes as there are cores.
+`search` is what was tried on the way to the final step and `changes` are single changes to the steps, both on
+10,000 held-out training images, so that the test set has no part in a choice; `prior` and `small` train on all
+images and report on the test set. One file is written per finished run, `results/study/GROUP/VARIANT/seed_K.json`;
+a second call runs what is missing, in as many single-thread processes as there are cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from experiments import variants
+from experiments import search, variants
 from experiments.variants import Variant
 from model import STEPS
 from tinymnist import runs
@@ -36,14 +36,21 @@ class Group:
         variants: makes its variants by name.
         split: "validation" or "test".
         seeds: how many random seeds each variant is trained from.
+        close: variants that are trained from three at least, because they were close.
     """
 
     variants: Callable[[], dict[str, Variant]]
     split: str
     seeds: int
+    close: frozenset[str] = frozenset()
+
+    def count(self, name: str) -> int:
+        """How many random seeds a variant is trained from."""
+        return max(self.seeds, 3) if name in self.close else self.seeds
 
 
 GROUPS = {
+    "search": Group(search.trials, "validation", 1, search.CLOSE),
     "changes": Group(variants.changes, "validation", 5),
     "prior": Group(variants.prior, "test", 3),
     "small": Group(variants.small, "test", 5),
@@ -62,12 +69,14 @@ def load_study(group: str, name: str) -> list[runs.Run]:
     Raises:
         FileNotFoundError: one of them is missing.
     """
-    return runs.load_runs(f"study/{group}/{name}", GROUPS[group].seeds)
+    return runs.load_runs(f"study/{group}/{name}", GROUPS[group].count(name))
 
 
 def all_jobs() -> list[Job]:
     """Every run of the study: group, variant and random seed."""
-    jobs = [(group, name, seed) for group, g in GROUPS.items() for name in g.variants() for seed in range(g.seeds)]
+    jobs = [
+        (group, name, seed) for group, g in GROUPS.items() for name in g.variants() for seed in range(g.count(name))
+    ]
     return sorted(jobs, key=lambda job: job[2])  # a first random seed of everything, then a second
 
 
