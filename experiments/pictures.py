@@ -109,6 +109,7 @@ def svg(draw: Callable[[], Figure]) -> bytes:
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
+    "accuracy_over_parameters.svg": accuracy_over_parameters,
     "misclassified.svg": misclassified,
     "confusion.svg": confusion,
 }

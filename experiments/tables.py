@@ -9,7 +9,7 @@ import json
 import statistics
 from collections.abc import Callable
 
-from experiments import speed_tables, variants
+from experiments import search, speed_tables, variants
 from experiments.study import load_study
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
@@ -63,6 +63,9 @@ def values() -> dict[str, Callable[[], str]]:
     found |= {
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
         "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
+        "search": search_table,
+        "search-count": lambda: str(len(search.trials())),
+        "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
         "prior": prior_table,
         "small": small_table,
         "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
@@ -135,6 +138,17 @@ def effects_table(number: int, added: bool) -> str:
             values, found = held_out(name), effect(name)
             spread = mean_and_spread(values, 3)
             lines.append(f"| {variant.change} | {len(values)} | {spread} % | {found} | {found.verdict} |")
+    return block("\n".join(lines))
+
+
+def search_table() -> str:
+    """What was tried on the way to the final step."""
+    base = statistics.mean(_means(load_study("search", "start")))
+    lines = ["| trial | parameters | runs | accuracy | against the start |", "|---|---:|---:|---:|---:|"]
+    for name, trial in search.trials().items():
+        runs = load_study("search", name)
+        mean = statistics.mean(_means(runs))
+        lines.append(f"| {trial.change} | {runs[0]['params']:,} | {len(runs)} | {mean:.3f} % | {mean - base:+.3f} |")
     return block("\n".join(lines))
 
 
