@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinymnist.deslant import Deslant
 from utils import Recipe
 
 
@@ -95,30 +96,32 @@ class RegularizedNet(nn.Module):
 
 
 class FinalNet(nn.Module):
-    """Step 3: pooling as early as the first convolutions, and a head that knows where a stroke lies.
+    """Step 3: the digit is set upright first, pooled early, and its last map read place by place.
 
     Padding keeps the strokes at the border; the last map is pooled to 3x3 and flattened, not averaged.
     Pooling stands before BatchNorm and ReLU, which then work on a quarter of the values.
 
     layer   shape of its output   parameters
+    upright  1 x 28 x 28
     conv1    8 x 28 x 28          1 *  8 * 3 * 3 = 72
     pool     8 x 14 x 14
     norm1    8 x 14 x 14          2 *  8         = 16
-    conv2   15 x 14 x 14          8 * 15 * 3 * 3 = 1080
-    pool    15 x  7 x  7
-    norm2   15 x  7 x  7          2 * 15         = 30
-    conv3   18 x  7 x  7         15 * 18 * 3 * 3 = 2430
-    norm3   18 x  7 x  7          2 * 18         = 36
-    conv4   17 x  7 x  7         18 * 17 * 3 * 3 = 2754
-    pool    17 x  3 x  3
-    norm4   17 x  3 x  3          2 * 17         = 34
-    head    10                   17 * 3 * 3 * 10 + 10 = 1540
-    total                                        = 7992
+    conv2   16 x 14 x 14          8 * 16 * 3 * 3 = 1152
+    norm2   16 x 14 x 14          2 * 16         = 32
+    conv3   16 x 14 x 14         16 * 16 * 3 * 3 = 2304
+    pool    16 x  7 x  7
+    norm3   16 x  7 x  7          2 * 16         = 32
+    conv4   18 x  7 x  7         16 * 18 * 3 * 3 = 2592
+    pool    18 x  3 x  3
+    norm4   18 x  3 x  3          2 * 18         = 36
+    head    10                   18 * 3 * 3 * 10 + 10 = 1630
+    total                                        = 7866
     """
 
-    def __init__(self, channels: tuple[int, int, int, int] = (8, 15, 18, 17)) -> None:
+    def __init__(self, channels: tuple[int, int, int, int] = (8, 16, 16, 18)) -> None:
         super().__init__()
         first, second, third, fourth = channels
+        self.upright = Deslant()
         self.conv1 = nn.Conv2d(1, first, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
@@ -131,18 +134,19 @@ class FinalNet(nn.Module):
         self.head = nn.Linear(fourth * 3 * 3, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.upright(x)
         x = F.relu_(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu_(self.norm2(self.pool(self.conv2(x))))
-        x = F.relu_(self.norm3(self.conv3(x)))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
         x = F.relu_(self.norm4(self.pool(self.conv4(x))))
         return self.head(x.flatten(1))
 
 
 class TeacherNet(FinalNet):
-    """The final net with two to three times the channels: 43,930 parameters. It teaches, and is not judged."""
+    """The final net with twice the channels and more: 32,378 parameters. It teaches, and is not judged."""
 
     def __init__(self) -> None:
-        super().__init__((16, 32, 48, 48))
+        super().__init__((16, 32, 32, 48))
 
 
 @dataclass(frozen=True)

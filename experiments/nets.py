@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from tinymnist.deslant import Deslant
+
 CONVOLUTION = re.compile(r"([ckd])(\d+)(p?)(P?)")
 
 
@@ -69,6 +71,8 @@ def build(line: str, activation: Callable[[], nn.Module] = relu, norm_last: bool
             layers += [nn.MaxPool2d(2)] if pooled else []
             layers += [activation(), nn.BatchNorm2d(out)] if norm_last else [nn.BatchNorm2d(out), activation()]
             channels = out
+        elif word == "U":
+            layers.append(Deslant())
         elif word in ("S", "SP"):
             layers.append(next(layer for layer in reversed(layers) if isinstance(layer, nn.Conv2d)))
             layers += [nn.MaxPool2d(2)] if word == "SP" else []

@@ -26,7 +26,16 @@ from tinymnist import augmentation
 from utils import Recipe
 
 CLOSE = frozenset(
-    ("start", "boldness-0.5", "taught", "taught-early", "taught-early-plain", "taught-early-1e-3", "taught-final")
+    (
+        "start",
+        "boldness-0.5",
+        "taught",
+        "taught-early",
+        "taught-early-plain",
+        "taught-early-1e-3",
+        "deslant",
+        "taught-deslant",
+    )
 )
 FIRST_NET = "c8pP c16p c16pP c18pP lin"
 FIRST_RECIPE = Recipe(
@@ -156,6 +165,14 @@ def morphed(x: Tensor) -> Tensor:
     return x + share.clamp(min=0) * (thick - x) + (-share).clamp(min=0) * (thin - x)
 
 
+def overlapping() -> nn.Module:
+    """The first net with 3x3 windows in its first two poolings (Krizhevsky et al., 2012)."""
+    net = build(FIRST_NET)
+    first, second = [i for i, layer in enumerate(net) if isinstance(layer, nn.MaxPool2d)][:2]
+    net[first], net[second] = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)
+    return net
+
+
 def orthogonal(line: str) -> nn.Module:
     """A net with orthogonal initial kernels (Saxe et al., 2014)."""
     net = build(line)
@@ -223,6 +240,8 @@ def trials() -> dict[str, Variant]:
     add("residual", "residual blocks", "c15pP r r P r P lin")
     add("five-convolutions", "a fifth convolution", "c8pP c14p c14pP c14p c14pP lin")
     add("early-pooling", "pooling after the second convolution", early, boldness=0.5)
+    add("overlapping", "overlapping pooling", overlapping)
+    add("deslant", "deslanting", f"U {FIRST_NET}")
     # Distillation from the teacher of Step 3, all with random boldness.
     add("taught", "soft labels", **taught)
     add("taught-all-1", "soft labels alone, temperature 1", **taught | {"distillation": 1.0, "temperature": 1.0})
@@ -242,7 +261,9 @@ def trials() -> dict[str, Variant]:
     add("taught-early-residual", "soft labels, residual blocks", "c8pP c16pP r r P lin", **taught)
     add("taught-shared", "soft labels, one convolution used twice", "c8pP c21pP c21p SP lin", **taught)
     add("taught-shared-thrice", "soft labels, one convolution used three times", "c8pP c20pP c20p S SP lin", **taught)
-    final = "c8pP c15pP c18p c17pP lin"
-    add("taught-orthogonal", "soft labels, 8-15-18-17 channels, orthogonal start", part(orthogonal, final), **taught)
-    add("taught-final", "soft labels, 8-15-18-17 channels", final, **taught)
+    odd = "c8pP c15pP c18p c17pP lin"
+    add("taught-odd", "soft labels, 8-15-18-17 channels", odd, **taught)
+    add("taught-odd-orthogonal", "soft labels, 8-15-18-17 channels, orthogonal start", part(orthogonal, odd), **taught)
+    add("taught-odd-deslant", "soft labels, 8-15-18-17 channels, deslanting", f"U {odd}", **taught)
+    add("taught-deslant", "soft labels, deslanting", f"U {FIRST_NET}", **taught)
     return found

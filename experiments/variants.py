@@ -17,6 +17,7 @@ import utils
 from experiments.nets import build
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
 from tinymnist.augmentation import STD
+from tinymnist.deslant import Deslant
 from utils import Recipe
 
 AUGMENTATION = ("rotation", "translation", "scale", "shear", "boldness")
@@ -63,18 +64,23 @@ class NormFirstNet(FinalNet):
     """Step 3 with the usual order: convolution, BatchNorm, ReLU, and pooling last."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.upright(x)
         x = self.pool(F.relu_(self.norm1(self.conv1(x))))
-        x = self.pool(F.relu_(self.norm2(self.conv2(x))))
-        x = F.relu_(self.norm3(self.conv3(x)))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = self.pool(F.relu_(self.norm3(self.conv3(x))))
         x = self.pool(F.relu_(self.norm4(self.conv4(x))))
         return self.head(x.flatten(1))
 
 
-class MeanSubtractedNet(FinalNet):
-    """Step 3 on the usual input of mean 0, in which the background is not what the convolutions pad with."""
+class MeanSubtracted(nn.Module):
+    """The digit set upright, then moved to mean 0, where the background is not what the convolutions pad with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upright = Deslant()
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - 0.1307 / STD)
+        return self.upright(x) - 0.1307 / STD
 
 
 def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
@@ -143,6 +149,7 @@ def changes() -> dict[str, Variant]:
     final = STEPS[3].recipe
     augmentation = {name: getattr(final, name) for name in AUGMENTATION}
     add(2, "final-net", "the net of Step 3", FinalNet)
+    add(2, "deslant", "deslanting", lambda: nn.Sequential(Deslant(), RegularizedNet()))
     add(2, "augmentation", "augmentation", **augmentation)
     add(2, "one-cycle", "one-cycle schedule to 0.1", schedule=final.schedule, max_lr=final.max_lr)
     add(2, "average", "weight average", average=final.average)
@@ -151,16 +158,29 @@ def changes() -> dict[str, Variant]:
 
     change(3, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, FinalNet))
     for rate in (5, 10):
-        line = f"c8pP D{rate} c15pP D{rate} c18p c17pP D{rate} lin"
+        line = f"U c8pP D{rate} c16p c16pP D{rate} c18pP D{rate} lin"
         change(3, f"dropout-{rate}", f"dropout of {rate} %", functools.partial(build, line))
-    line = "c8pP c16pP c20p c19pP GAP lin"
-    change(3, "gap", "GAP and wider layers for the flattened map", functools.partial(build, line))
-    change(3, "late-pooling", "pooling one convolution later", functools.partial(build, "c8p c15pP c18pP c17pP lin"))
-    change(3, "no-padding", "no padding but in the last layer", functools.partial(build, "c8P c15P c18 c17p lin"))
+    for name, what, line in (
+        ("gap", "GAP and wider layers for the flattened map", "U c8pP c18p c18pP c20pP GAP lin"),
+        ("early-pooling", "second pooling a convolution earlier", "U c8pP c16pP c16p c18pP lin"),
+        ("late-pooling", "first pooling a convolution later", "U c8p c16pP c16pP c18pP lin"),
+    ):
+        change(3, name, what, functools.partial(build, line))
+    change(
+        3,
+        "early-pooling",
+        "second pooling a convolution earlier",
+        functools.partial(build, "U c8pP c16pP c16p c18pP lin"),
+    )
+    change(
+        3, "late-pooling", "first pooling a convolution later", functools.partial(build, "U c8p c16pP c16pP c18pP lin")
+    )
     change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
-    change(3, "mean-subtracted", "mean subtracted from the input", MeanSubtractedNet)
+    net = functools.partial(_with, FinalNet, upright=MeanSubtracted())
+    change(3, "mean-subtracted", "mean subtracted from the input", net)
+    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.Identity()))
     for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
-        net = functools.partial(build, "c8pP c15pP c18p c17pP lin", activation)
+        net = functools.partial(build, "U c8pP c16p c16pP c18pP lin", activation)
         change(3, name.lower(), f"{name} for ReLU", net)
     change(3, "half", "half the parameters", functools.partial(FinalNet, (6, 10, 12, 12)))
     change(3, "no-augmentation", "no augmentation", **dict.fromkeys(AUGMENTATION, 0.0))
@@ -250,7 +270,7 @@ def prior() -> dict[str, Variant]:
     return found
 
 
-SMALL = {6000: (7, 12, 15, 14), 5000: (6, 11, 13, 13), 4000: (6, 9, 11, 12), 3000: (5, 8, 9, 10), 2000: (4, 6, 7, 8)}
+SMALL = {6000: (7, 13, 14, 15), 5000: (7, 12, 12, 13), 4000: (6, 11, 11, 11), 3000: (5, 9, 9, 10), 2000: (4, 7, 7, 8)}
 
 
 def small() -> dict[str, Variant]:

@@ -26,7 +26,7 @@ def test_the_notation_says_the_final_net():
     torch.manual_seed(0)
     final = FinalNet().eval()
     torch.manual_seed(0)
-    written = build("c8pP c15pP c18p c17pP lin").eval()
+    written = build("U c8pP c16p c16pP c18pP lin").eval()
     x = torch.rand(3, 1, 28, 28)
     assert torch.equal(final(x), written(x))
 
