@@ -2,9 +2,11 @@
 
     python -m experiments.study                     everything that is missing
     python -m experiments.study changes/step3-no    only runs whose name contains one of these words
+    python -m experiments.study --device cuda       on a GPU; the default is the CPU
 
-`search` is what was tried on the way to the final step and `changes` are single changes to the steps, both on
-10,000 held-out training images, so that the test set has no part in a choice; `prior` and `small` train on all
+`search` is what was tried on the way to the final step and `changes` are single changes to the steps, both judged
+on held-out training images, so that the test set has no part in a choice: random seed 0 on the last 10,000, the
+others on other sixths, so that a difference does not hang on the images of one. `prior` and `small` train on all
 images and report on the test set. One file is written per finished run, `results/study/GROUP/VARIANT/seed_K.json`;
 a second call runs what is missing, in as many single-thread processes as there are cores.
 """
@@ -25,7 +27,8 @@ from experiments.variants import Variant
 from model import STEPS
 from tinymnist import runs
 from tinymnist.parallel import cores, in_processes
-from utils import Digits, fit, load_mnist, save_run, soft_labels, validation_split
+from train import OneLineParser
+from utils import DataError, Digits, fit, load_mnist, pick_device, save_run, soft_labels, validation_split
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,13 @@ class Group:
 
     Attributes:
         variants: makes its variants by name.
-        split: "validation" or "test".
+        held_out: whether it is judged on held-out training images, not on the test set.
         seeds: how many random seeds each variant is trained from.
         close: variants that are trained from three at least, because they were close.
     """
 
     variants: Callable[[], dict[str, Variant]]
-    split: str
+    held_out: bool
     seeds: int
     close: frozenset[str] = frozenset()
 
@@ -50,11 +53,13 @@ class Group:
 
 
 GROUPS = {
-    "search": Group(search.trials, "validation", 1, search.CLOSE),
-    "changes": Group(variants.changes, "validation", 5),
-    "prior": Group(variants.prior, "test", 3),
-    "small": Group(variants.small, "test", 5),
+    "search": Group(search.trials, True, 1, search.CLOSE),
+    "changes": Group(variants.changes, True, 5),
+    "prior": Group(variants.prior, False, 3),
+    "small": Group(variants.small, False, 5),
 }
+PARTS = (5, 0, 1, 2, 3, 4)  # the sixth of the training images that is held out, by random seed
+SPLITS = ("validation", "validation-0", "validation-1", "validation-2", "validation-3", "validation-4")
 Job = tuple[str, str, int]
 
 
@@ -81,33 +86,40 @@ def all_jobs() -> list[Job]:
 
 
 def images(split: str) -> Digits:
-    """MNIST, or its training images split for validation."""
-    return validation_split(load_mnist()) if split == "validation" else load_mnist()
+    """MNIST as it is ("test"), or one sixth of its training images held out (SPLITS)."""
+    return load_mnist() if split == "test" else validation_split(load_mnist(), PARTS[SPLITS.index(split)])
 
 
-def teachers_soft_labels(split: str) -> np.ndarray:
+def split_of(job: Job) -> str:
+    """What a run is judged on."""
+    group, _, seed = job
+    return SPLITS[seed] if GROUPS[group].held_out else "test"
+
+
+def teachers_soft_labels(split: str, device: torch.device) -> np.ndarray:
     """What the teacher of Step 3 makes of the training images of a split; it is trained if it is not there."""
-    path = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / "seed_0.json"
+    seed = 0 if split == "test" else SPLITS.index(split)
+    path = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / f"seed_{seed}.json"
     step, digits = STEPS[3], images(split)
-    torch.manual_seed(0)
-    teacher = step.teacher().to(memory_format=torch.channels_last)
+    torch.manual_seed(seed)
+    teacher = step.teacher().to(device, memory_format=torch.channels_last)
     if not path.exists():
-        history = fit(teacher, step.teacher_recipe, digits)
-        save_run(path, teacher, step.teacher_recipe, history, step=3, seed=0, device=torch.device("cpu"), split=split)
-    teacher.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
-    return soft_labels(teacher, digits.train_images, step.recipe).numpy()
+        history = fit(teacher, step.teacher_recipe, digits, seed=seed, device=device)
+        save_run(path, teacher, step.teacher_recipe, history, step=3, seed=seed, device=device, split=split)
+    teacher.load_state_dict(torch.load(path.with_suffix(".pt"), map_location=device, weights_only=True))
+    return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu().numpy()
 
 
-def run_one(job: Job, taught: dict[str, np.ndarray]) -> None:
+def run_one(job: Job, shared: tuple[dict[str, np.ndarray], str]) -> None:
     """Train one variant from one random seed, and write the file."""
     name, variant_name, seed = job
-    group = GROUPS[name]
-    variant = group.variants()[variant_name]
+    taught, device = shared[0], torch.device(shared[1])
+    split, variant = split_of(job), GROUPS[name].variants()[variant_name]
     torch.manual_seed(seed)
     net = variant.net()
-    soft = torch.from_numpy(taught[group.split]) if variant.recipe.distillation else None
+    soft = torch.from_numpy(taught[split]) if variant.recipe.distillation else None
     with variant.patch():
-        history = fit(net, variant.recipe, images(group.split), seed=seed, progress=False, soft=soft)
+        history = fit(net, variant.recipe, images(split), seed=seed, device=device, progress=False, soft=soft)
     runs.save_run(
         record_path(*job),
         net,
@@ -115,22 +127,31 @@ def run_one(job: Job, taught: dict[str, np.ndarray]) -> None:
         history,
         step=variant.step,
         seed=seed,
-        device=torch.device("cpu"),
-        split=group.split,
+        device=device,
+        split=split,
         weights=False,
     )
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, several processes at a time."""
-    jobs = [job for job in all_jobs() if not words or any(word in f"{job[0]}/{job[1]}" for word in words)]
-    jobs = [job for job in jobs if not record_path(*job).exists()]
-    splits = {GROUPS[group].split for group, name, _ in jobs if GROUPS[group].variants()[name].recipe.distillation}
-    taught = {split: teachers_soft_labels(split) for split in sorted(splits)}
-    for _ in tqdm(in_processes(run_one, jobs, taught, processes=cores()), total=len(jobs), unit="run", smoothing=0):
-        pass
+    parser = OneLineParser(prog="study.py", description="Run what is missing of the study.", allow_abbrev=False)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="run only what has one of these in GROUP/VARIANT")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options = parser.parse_args(arguments)
+    try:
+        device = pick_device(options.device)
+        jobs = [job for job in all_jobs() if not record_path(*job).exists()]
+        if options.words:
+            jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
+        splits = {split_of(job) for job in jobs if GROUPS[job[0]].variants()[job[1]].recipe.distillation}
+        shared = {split: teachers_soft_labels(split, device) for split in sorted(splits)}, str(device)
+        for _ in tqdm(in_processes(run_one, jobs, shared, cores()), total=len(jobs), unit="run", smoothing=0):
+            pass
+    except (DataError, ValueError, OSError) as error:
+        parser.exit(2, f"study.py: {error}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

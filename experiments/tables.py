@@ -122,7 +122,7 @@ def held_out(name: str) -> list[float]:
 
 def effect(name: str) -> Effect:
     """The effect of a single change to a step."""
-    return Effect.between(held_out(name), held_out(f"step{variants.changes()[name].step}"))
+    return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
 
 
 def effects_table(number: int, added: bool) -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from tinymnist.runs import Run
 
@@ -17,12 +17,18 @@ class Effect:
 
     Attributes:
         difference: of the means, in points.
-        low, high: its 95 % interval, by Welch's t-test.
+        low, high: its 95 % interval, by a t-test: of pairs, or Welch's.
     """
 
     difference: float
     low: float
     high: float
+
+    @classmethod
+    def paired(cls, values: Sequence[float], others: Sequence[float]) -> Effect:
+        """Of the first values over the others, pair by pair: each pair was judged on the same images."""
+        interval = ttest_rel(values, others).confidence_interval(0.95)
+        return cls(statistics.mean(values) - statistics.mean(others), interval.low, interval.high)
 
     @classmethod
     def between(cls, values: Sequence[float], others: Sequence[float]) -> Effect:

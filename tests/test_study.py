@@ -134,13 +134,13 @@ def test_a_run_is_written_and_kept(tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(study, "images", lambda split: drawn)
     final = variants.changes()["step3"]
     short = replace(final, recipe=replace(final.recipe, epochs=1))
-    monkeypatch.setitem(study.GROUPS, "changes", study.Group(lambda: {"step3": short}, "validation", 2))
-    taught = {"validation": np.full((1200, 10), 0.1, np.float32)}
+    monkeypatch.setitem(study.GROUPS, "changes", study.Group(lambda: {"step3": short}, True, 2))
+    taught = dict.fromkeys(study.SPLITS, np.full((1200, 10), 0.1, np.float32))
     for seed in (0, 1):
-        study.run_one(("changes", "step3", seed), taught)
+        study.run_one(("changes", "step3", seed), (taught, "cpu"))
     found = study.load_study("changes", "step3")
     assert [run["seed"] for run in found] == [0, 1]
-    assert found[0]["split"] == "validation"
+    assert [run["split"] for run in found] == ["validation", "validation-0"]
     assert found[0]["history"] != found[1]["history"]
     study.record_path("changes", "step3", 1).unlink()
     with pytest.raises(FileNotFoundError, match=r"seed_1\.json"):
@@ -160,3 +160,11 @@ def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
     called.clear()
     study.main(["changes/step1"])
     assert called == expected[1:]
+
+
+def test_wrong_arguments_are_refused(capsys):
+    for arguments in (["--device", "tpu"], ["--seeds", "3"]):
+        with pytest.raises(SystemExit) as stop:
+            study.main(arguments)
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
