@@ -143,10 +143,21 @@ class FinalNet(nn.Module):
 
 
 class TeacherNet(FinalNet):
-    """The final net with twice the channels and more: 32,378 parameters. It teaches, and is not judged."""
+    """The final net with two to three times the channels, 43,930 parameters: it teaches, and is not judged.
+
+    Its second pooling stands a convolution earlier, so that the wide layers work on 7x7 pixels.
+    """
 
     def __init__(self) -> None:
-        super().__init__((16, 32, 32, 48))
+        super().__init__((16, 32, 48, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.upright(x)
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm2(self.pool(self.conv2(x))))
+        x = F.relu_(self.norm3(self.conv3(x)))
+        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
+        return self.head(x.flatten(1))
 
 
 @dataclass(frozen=True)

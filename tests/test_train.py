@@ -71,9 +71,9 @@ def test_the_teacher_is_trained_once_and_kept(capsys, tmp_path):
     arguments = ("--step", 3, "--epochs", 1, "--data", "drawn", "--out", tmp_path)
     code, out, _ = call(capsys, *arguments, "--seed", 0)
     assert code == 0
-    assert "32,378 parameters, is trained first" in out
+    assert "43,930 parameters, is trained first" in out
     teacher = json.loads((tmp_path / "teacher" / "seed_0.json").read_text())
-    assert (teacher["params"], teacher["recipe"]["distillation"]) == (32_378, 0)
+    assert (teacher["params"], teacher["recipe"]["distillation"]) == (43_930, 0)
     code, out, _ = call(capsys, *arguments, "--seeds", 2)
     assert code == 0
     assert "trained first" not in out
