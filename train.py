@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model import STEPS
@@ -41,6 +41,7 @@ from utils import (
     receptive_field,
     receptive_field_table,
     save_run,
+    soft_labels,
     validation_split,
 )
 
@@ -91,6 +92,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
     parser.add_argument("--validate", action="store_true", help="hold out the last sixth of the training images")
+    parser.add_argument("--new-teacher", action="store_true", help="train the teacher too, not take the published one")
     parser.add_argument("--summary", action="store_true", help="show the net and its receptive field, train nothing")
     return parser.parse_args(arguments)
 
@@ -137,6 +139,16 @@ def expected_run(arguments: argparse.Namespace, seed: int) -> dict[str, object]:
     }
 
 
+def read_run(path: Path, expected: dict[str, object]) -> dict | None:
+    """The record in a file if it says what is expected of it, else None; a recipe's missing fields are defaults."""
+    try:
+        run = json.loads(path.read_text())
+        run["recipe"] = asdict(Recipe(**run["recipe"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return run if all(run.get(key) == value for key, value in expected.items()) else None
+
+
 def record_path(arguments: argparse.Namespace, seed: int) -> Path:
     """Where the record of a random seed goes."""
     return arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
@@ -144,11 +156,7 @@ def record_path(arguments: argparse.Namespace, seed: int) -> Path:
 
 def finished(arguments: argparse.Namespace, seed: int) -> dict | None:
     """The run of a random seed if it is there and of the same experiment, else None."""
-    try:
-        run = json.loads(record_path(arguments, seed).read_text())
-    except (OSError, ValueError):
-        return None
-    return run if all(run.get(key) == value for key, value in expected_run(arguments, seed).items()) else None
+    return read_run(record_path(arguments, seed), expected_run(arguments, seed))
 
 
 def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
@@ -157,16 +165,56 @@ def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
     return STEPS[arguments.step].net()
 
 
+def trained_teacher(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> nn.Module:
+    """The teacher of the step: the published one, if it was trained on these images, else one trained now.
+
+    One trained now is written to `teacher/` in --out, and taken from there the next time.
+    """
+    step, net = STEPS[arguments.step], STEPS[arguments.step].teacher()
+    expected = expected_run(arguments, 0)
+    published = RESULTS / ("study/teacher" if arguments.validate else "teacher") / "seed_0.json"
+    own = arguments.out / "teacher" / "seed_0.json"
+    full = expected | {"recipe": asdict(step.teacher_recipe)}  # with --epochs too, for it costs nothing
+    short = expected | {"recipe": asdict(replace(step.teacher_recipe, epochs=expected["recipe"]["epochs"]))}
+    if not arguments.new_teacher and read_run(published, full):
+        path = published
+    else:
+        path = own
+        if not read_run(own, short):
+            recipe = Recipe(**short["recipe"])
+            print(f"the teacher, which has {count_parameters(net):,} parameters, is trained first", flush=True)
+            torch.manual_seed(0)
+            net = step.teacher()
+            history = fit(net, recipe, digits, device=device)
+            save_run(own, net, history=history, device=device, **short | {"recipe": recipe})
+    net.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
+    print(f"teacher: {path}", flush=True)
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def soft_labels_of_teacher(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> Tensor | None:
+    """What the step's teacher makes of the training images, on the CPU; None if the step has no teacher."""
+    if STEPS[arguments.step].teacher is None:
+        return None
+    teacher = trained_teacher(arguments, digits, device)
+    return soft_labels(teacher, digits.train_images.to(device), STEPS[arguments.step].recipe).cpu()
+
+
 def train(
-    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, progress: bool = True
+    arguments: argparse.Namespace,
+    seeds: Sequence[int],
+    digits: Digits,
+    soft: Tensor | None,
+    device: torch.device,
+    progress: bool = True,
 ) -> list[dict]:
     """Train a net per random seed on one device, all at once, and write them."""
     nets = [seeded_net(arguments, seed) for seed in seeds]
     recipe = Recipe(**expected_run(arguments, seeds[0])["recipe"])
     if len(nets) == 1:
-        histories = [fit(nets[0], recipe, digits, seed=seeds[0], device=device, progress=progress)]
+        histories = [fit(nets[0], recipe, digits, seed=seeds[0], device=device, progress=progress, soft=soft)]
     else:
-        histories = fit_together(nets, recipe, digits, seeds, device, progress)
+        histories = fit_together(nets, recipe, digits, seeds, device, progress, soft=soft)
     runs = []
     for seed, net, history in zip(seeds, nets, histories, strict=True):
         expected = expected_run(arguments, seed) | {"recipe": recipe}
@@ -177,23 +225,30 @@ def train(
 def train_in_process(job: tuple[argparse.Namespace, int], arrays: list[np.ndarray]) -> dict:
     """Train one random seed on the CPU, without a word; a process of `train_missing` calls it."""
     arguments, seed = job
-    digits = Digits(*(torch.from_numpy(array) for array in arrays))
-    return train(arguments, [seed], digits, torch.device("cpu"), progress=False)[0]
+    tensors = [torch.from_numpy(array) for array in arrays]
+    soft = tensors[4] if len(tensors) > 4 else None
+    return train(arguments, [seed], Digits(*tensors[:4]), soft, torch.device("cpu"), progress=False)[0]
 
 
 def train_missing(
-    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, processes: int
+    arguments: argparse.Namespace,
+    seeds: Sequence[int],
+    digits: Digits,
+    soft: Tensor | None,
+    device: torch.device,
+    processes: int,
 ) -> Iterator[dict]:
     """Train random seeds as many at a time as the machine takes; yields each run when it is written."""
     if device.type == "cpu":
         jobs = [(arguments, seed) for seed in seeds]
-        arrays = [tensor.numpy() for tensor in digits]  # tensors would go through /dev/shm, which may be small
+        # Tensors would go through /dev/shm, which may be small.
+        arrays = [tensor.numpy() for tensor in (*digits, soft) if tensor is not None]
         yield from in_processes(train_in_process, jobs, arrays, processes, arguments.threads or 1)
         return
     # Dropout takes its random numbers from one generator for all nets, so such nets go one by one.
     at_once = 1 if any(isinstance(m, nn.Dropout) for m in seeded_net(arguments, 0).modules()) else GPU_AT_ONCE
     for first in range(0, len(seeds), at_once):
-        yield from train(arguments, seeds[first : first + at_once], digits, device, progress=False)
+        yield from train(arguments, seeds[first : first + at_once], digits, soft, device, progress=False)
 
 
 def judge(run: dict) -> bool | None:
@@ -232,7 +287,8 @@ def run_one(arguments: argparse.Namespace) -> bool:
         torch.set_num_threads(arguments.threads)
     parameters = f"{count_parameters(step.net()):,} parameters"
     print(f"step {arguments.step} ({step.theme}): {parameters}, seed {arguments.seed}, on {device}", flush=True)
-    [run] = train(arguments, [arguments.seed], digits, device)
+    soft = soft_labels_of_teacher(arguments, digits, device)
+    [run] = train(arguments, [arguments.seed], digits, soft, device)
     print(f"written: {path} and {path.with_suffix('.pt').name}")
     return judge(run) is False
 
@@ -248,16 +304,15 @@ def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
     device = pick_device(arguments.device)
     if device.type == "cuda" and device.index is None and ranks.local_world > 1:
         device = pick_device(f"cuda:{ranks.local_rank}")
-    if ranks.local_rank == 0:  # it may have to download
-        digits = load_data(arguments.data, arguments.validate)
-    ranks.gather(None)
-    if ranks.local_rank > 0:
-        digits = load_data(arguments.data, arguments.validate)
+    digits = ranks.first_alone(lambda: load_data(arguments.data, arguments.validate))  # it may have to download
     check_writable(record_path(arguments, 0).parent)
     found = {seed: finished(arguments, seed) for seed in range(arguments.seeds)}
     kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
     mine = ranks.share([seed for seed in found if seed not in kept])
     processes = max(1, cores() // ranks.local_world // (arguments.threads or 1))
+    soft = None
+    if len(kept) < arguments.seeds:
+        soft = ranks.first_alone(lambda: soft_labels_of_teacher(arguments, digits, device))
     if mine:
         place = f"{min(processes, len(mine))} CPU processes" if device.type == "cpu" else str(device)
         print(f"step {arguments.step}: {len(mine)} random seeds to train, on {place}", flush=True)
@@ -267,7 +322,7 @@ def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
             print(f"kept: {record_path(arguments, seed)}")
             verdicts[seed] = judge(run)
     with tqdm(total=len(mine), unit="seed", smoothing=0, disable=not mine) as bar:
-        for run in train_missing(arguments, mine, digits, device, processes):
+        for run in train_missing(arguments, mine, digits, soft, device, processes):
             tqdm.write(f"written: {record_path(arguments, run['seed'])}")
             verdicts[run["seed"]] = judge(run)
             bar.update()
