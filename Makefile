@@ -38,10 +38,7 @@ report-check: .venv/tools ## fail if a number in the README or a notebook differ
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(BIN)/python -m experiments.notebooks
 
-check-report-check: .venv/tools ## fail if a number in the README or a notebook differs from results/
-	$(BIN)/python -m experiments.report --check
-
-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
+check-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
 	$(BIN)/python -m experiments.notebooks --check
 
 clean: ## remove the environment and the caches

@@ -10,7 +10,6 @@ python train.py --step 2 --summary        show the net and its receptive field, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from model import STEPS
 from tinymnist.parallel import Ranks, cores, in_processes, torchrun_ranks
-from tinymnist.runs import RESULTS, check_destination
+from tinymnist.runs import RESULTS, check_destination, read_run
 from utils import (
     DataError,
     Digits,
@@ -139,16 +138,6 @@ def expected_run(arguments: argparse.Namespace, seed: int) -> dict[str, object]:
     }
 
 
-def read_run(path: Path, expected: dict[str, object]) -> dict | None:
-    """The record in a file if it says what is expected of it, else None; a recipe's missing fields are defaults."""
-    try:
-        run = json.loads(path.read_text())
-        run["recipe"] = asdict(Recipe(**run["recipe"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return run if all(run.get(key) == value for key, value in expected.items()) else None
-
-
 def record_path(arguments: argparse.Namespace, seed: int) -> Path:
     """Where the record of a random seed goes."""
     return arguments.out / f"step{arguments.step}" / f"seed_{seed}.json"
@@ -165,39 +154,52 @@ def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
     return STEPS[arguments.step].net()
 
 
-def trained_teacher(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> nn.Module:
-    """The teacher of the step: the published one, if it was trained on these images, else one trained now.
+def teachers_soft_labels(
+    number: int, digits: Digits, device: torch.device, places: Sequence[Path], recipe: Recipe, **facts: object
+) -> Tensor:
+    """What the teacher of a step makes of the training images, on the CPU.
 
-    One trained now is written to `teacher/` in --out, and taken from there the next time.
+    Args:
+        number: of the step.
+        digits: the images that the teacher was, or is, trained on.
+        places: where its record may be; the first that fits counts. If none does, the teacher is trained now, and
+            written to the last.
+        recipe: how it is trained now; one trained by the step's full recipe fits too.
+        facts: `data`, `split` and `seed` of its record.
     """
-    step, net = STEPS[arguments.step], STEPS[arguments.step].teacher()
-    expected = expected_run(arguments, 0)
-    published = RESULTS / ("study/teacher" if arguments.validate else "teacher") / "seed_0.json"
-    own = arguments.out / "teacher" / "seed_0.json"
-    full = expected | {"recipe": asdict(step.teacher_recipe)}  # with --epochs too, for it costs nothing
-    short = expected | {"recipe": asdict(replace(step.teacher_recipe, epochs=expected["recipe"]["epochs"]))}
-    if not arguments.new_teacher and read_run(published, full):
-        path = published
+    step = STEPS[number]
+    torch.manual_seed(facts["seed"])
+    teacher = step.teacher()
+    fitting = [
+        path
+        for path in places
+        for known in (step.teacher_recipe, recipe)
+        if read_run(path, {"step": number, "recipe": asdict(known), **facts})
+    ]
+    path = fitting[0] if fitting else places[-1]
+    if fitting:
+        teacher.load_state_dict(torch.load(path.with_suffix(".pt"), map_location="cpu", weights_only=True))
     else:
-        path = own
-        if not read_run(own, short):
-            recipe = Recipe(**short["recipe"])
-            print(f"the teacher, which has {count_parameters(net):,} parameters, is trained first", flush=True)
-            torch.manual_seed(0)
-            net = step.teacher()
-            history = fit(net, recipe, digits, device=device)
-            save_run(own, net, history=history, device=device, **short | {"recipe": recipe})
-    net.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
+        print(f"the teacher, which has {count_parameters(teacher):,} parameters, is trained first", flush=True)
+        history = fit(teacher, recipe, digits, facts["seed"], device)
+        save_run(path, teacher, recipe, history, step=number, device=device, **facts)
     print(f"teacher: {path}", flush=True)
-    return net.to(device, memory_format=torch.channels_last)
+    teacher.to(device, memory_format=torch.channels_last)
+    return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu()
 
 
-def soft_labels_of_teacher(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> Tensor | None:
-    """What the step's teacher makes of the training images, on the CPU; None if the step has no teacher."""
-    if STEPS[arguments.step].teacher is None:
+def soft_labels_for(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> Tensor | None:
+    """The soft labels that the step asks for, if it does: of the published teacher, or of one of our own in --out."""
+    step, facts = STEPS[arguments.step], expected_run(arguments, 0)
+    if step.teacher is None:
         return None
-    teacher = trained_teacher(arguments, digits, device)
-    return soft_labels(teacher, digits.train_images.to(device), STEPS[arguments.step].recipe).cpu()
+    published = RESULTS / ("study/teacher" if arguments.validate else "teacher") / "seed_0.json"
+    places = [arguments.out / "teacher" / "seed_0.json"]
+    if not arguments.new_teacher:
+        places.insert(0, published)
+    recipe = replace(step.teacher_recipe, epochs=facts["recipe"]["epochs"])
+    facts = {name: facts[name] for name in ("data", "split", "seed")}
+    return teachers_soft_labels(arguments.step, digits, device, places, recipe, **facts)
 
 
 def train(
@@ -287,7 +289,7 @@ def run_one(arguments: argparse.Namespace) -> bool:
         torch.set_num_threads(arguments.threads)
     parameters = f"{count_parameters(step.net()):,} parameters"
     print(f"step {arguments.step} ({step.theme}): {parameters}, seed {arguments.seed}, on {device}", flush=True)
-    soft = soft_labels_of_teacher(arguments, digits, device)
+    soft = soft_labels_for(arguments, digits, device)
     [run] = train(arguments, [arguments.seed], digits, soft, device)
     print(f"written: {path} and {path.with_suffix('.pt').name}")
     return judge(run) is False
@@ -312,7 +314,7 @@ def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
     processes = max(1, cores() // ranks.local_world // (arguments.threads or 1))
     soft = None
     if len(kept) < arguments.seeds:
-        soft = ranks.first_alone(lambda: soft_labels_of_teacher(arguments, digits, device))
+        soft = ranks.first_alone(lambda: soft_labels_for(arguments, digits, device))
     if mine:
         place = f"{min(processes, len(mine))} CPU processes" if device.type == "cpu" else str(device)
         print(f"step {arguments.step}: {len(mine)} random seeds to train, on {place}", flush=True)

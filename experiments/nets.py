@@ -1,9 +1,11 @@
 """Nets written in one line: the notation of the study, for nets other than the three steps.
 
-c16   3x3 convolution to 16 channels, then BatchNorm and ReLU; c16p pads by 1; c16pP pools before BatchNorm
+c16   3x3 convolution to 16 channels, then BatchNorm and ReLU; c16p pads by 1; c16pP pools before BatchNorm; c16pO
+      pools windows that overlap: 3x3, two pixels apart, padded by 1
 k16   the same with a 1x1 kernel; d16 the same as a depthwise 3x3 kernel and a pointwise convolution
 S     the convolution before once more, with the same weights and a BatchNorm of its own; SP pools
 r     residual block: x plus a padded 3x3 convolution and BatchNorm of x, then ReLU
+U     deslanting; U2 crops 2 pixels at each side
 P     2x2 max-pooling
 D5    dropout of 5 percent
 GAP   global average pooling
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from tinymnist.deslant import Deslant
 
-CONVOLUTION = re.compile(r"([ckd])(\d+)(p?)(P?)")
+CONVOLUTION = re.compile(r"([ckd])(\d+)(p?)([PO]?)")
 
 
 class Residual(nn.Module):
@@ -59,7 +61,7 @@ def build(line: str, activation: Callable[[], nn.Module] = relu, norm_last: bool
     channels, size = 1, 28
     for word in line.split():
         if found := CONVOLUTION.fullmatch(word):
-            kind, out, padded, pooled = found[1], int(found[2]), bool(found[3]), bool(found[4])
+            kind, out, padded, pooling = found[1], int(found[2]), bool(found[3]), found[4]
             kernel = 1 if kind == "k" else 3
             padding = int(padded and kernel == 3)
             if kind == "d":
@@ -67,12 +69,15 @@ def build(line: str, activation: Callable[[], nn.Module] = relu, norm_last: bool
                 layers.append(nn.Conv2d(channels, out, 1, bias=False))
             else:
                 layers.append(nn.Conv2d(channels, out, kernel, padding=padding, bias=False))
-            size = (size + 2 * padding - kernel + 1) // (2 if pooled else 1)
-            layers += [nn.MaxPool2d(2)] if pooled else []
+            size += 2 * padding - kernel + 1
+            if pooling:
+                layers.append(nn.MaxPool2d(2) if pooling == "P" else nn.MaxPool2d(3, stride=2, padding=1))
+                size = size // 2 if pooling == "P" else (size + 1) // 2
             layers += [activation(), nn.BatchNorm2d(out)] if norm_last else [nn.BatchNorm2d(out), activation()]
             channels = out
-        elif word == "U":
-            layers.append(Deslant())
+        elif re.fullmatch(r"U\d*", word):
+            layers.append(Deslant(int(word[1:] or 0)))
+            size -= 2 * layers[-1].crop
         elif word in ("S", "SP"):
             layers.append(next(layer for layer in reversed(layers) if isinstance(layer, nn.Conv2d)))
             layers += [nn.MaxPool2d(2)] if word == "SP" else []

@@ -27,8 +27,8 @@ from experiments.variants import Variant
 from model import STEPS
 from tinymnist import runs
 from tinymnist.parallel import cores, in_processes
-from train import OneLineParser
-from utils import DataError, Digits, fit, load_mnist, pick_device, save_run, soft_labels, validation_split
+from train import OneLineParser, teachers_soft_labels
+from utils import DataError, Digits, fit, load_mnist, pick_device, validation_split
 
 
 @dataclass(frozen=True)
@@ -96,28 +96,22 @@ def split_of(job: Job) -> str:
     return SPLITS[seed] if GROUPS[group].held_out else "test"
 
 
-def teachers_soft_labels(split: str, device: torch.device) -> np.ndarray:
-    """What the teacher of Step 3 makes of the training images of a split; it is trained if it is not there."""
+def taught(split: str, device: torch.device) -> np.ndarray:
+    """The soft labels of the training images of a split; the teacher of Step 3 is trained if it is not there."""
     seed = 0 if split == "test" else SPLITS.index(split)
-    path = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / f"seed_{seed}.json"
-    step, digits = STEPS[3], images(split)
-    torch.manual_seed(seed)
-    teacher = step.teacher().to(device, memory_format=torch.channels_last)
-    if not path.exists():
-        history = fit(teacher, step.teacher_recipe, digits, seed=seed, device=device)
-        save_run(path, teacher, step.teacher_recipe, history, step=3, seed=seed, device=device, split=split)
-    teacher.load_state_dict(torch.load(path.with_suffix(".pt"), map_location=device, weights_only=True))
-    return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu().numpy()
+    place = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / f"seed_{seed}.json"
+    facts = {"data": "mnist", "split": split, "seed": seed}
+    return teachers_soft_labels(3, images(split), device, [place], STEPS[3].teacher_recipe, **facts).numpy()
 
 
 def run_one(job: Job, shared: tuple[dict[str, np.ndarray], str]) -> None:
     """Train one variant from one random seed, and write the file."""
     name, variant_name, seed = job
-    taught, device = shared[0], torch.device(shared[1])
+    by_split, device = shared[0], torch.device(shared[1])
     split, variant = split_of(job), GROUPS[name].variants()[variant_name]
     torch.manual_seed(seed)
     net = variant.net()
-    soft = torch.from_numpy(taught[split]) if variant.recipe.distillation else None
+    soft = torch.from_numpy(by_split[split]) if variant.recipe.distillation else None
     with variant.patch():
         history = fit(net, variant.recipe, images(split), seed=seed, device=device, progress=False, soft=soft)
     runs.save_run(
@@ -145,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.words:
             jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
         splits = {split_of(job) for job in jobs if GROUPS[job[0]].variants()[job[1]].recipe.distillation}
-        shared = {split: teachers_soft_labels(split, device) for split in sorted(splits)}, str(device)
+        shared = {split: taught(split, device) for split in sorted(splits)}, str(device)
         for _ in tqdm(in_processes(run_one, jobs, shared, cores()), total=len(jobs), unit="run", smoothing=0):
             pass
     except (DataError, ValueError, OSError) as error:

@@ -77,7 +77,7 @@ class MeanSubtracted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.upright = Deslant()
+        self.upright = Deslant(crop=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upright(x) - 0.1307 / STD
@@ -157,30 +157,22 @@ def changes() -> dict[str, Variant]:
     add(2, "distillation", "distillation", distillation=final.distillation, temperature=final.temperature)
 
     change(3, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, FinalNet))
-    for rate in (5, 10):
-        line = f"U c8pP D{rate} c16p c16pP D{rate} c18pP D{rate} lin"
-        change(3, f"dropout-{rate}", f"dropout of {rate} %", functools.partial(build, line))
     for name, what, line in (
-        ("gap", "GAP and wider layers for the flattened map", "U c8pP c18p c18pP c20pP GAP lin"),
-        ("early-pooling", "second pooling a convolution earlier", "U c8pP c16pP c16p c18pP lin"),
-        ("late-pooling", "first pooling a convolution later", "U c8p c16pP c16pP c18pP lin"),
+        ("dropout-5", "dropout of 5 %", "U2 c8pO D5 c16p c16pO D5 c18pO D5 lin"),
+        ("dropout-10", "dropout of 10 %", "U2 c8pO D10 c16p c16pO D10 c18pO D10 lin"),
+        ("gap", "GAP and wider layers for the flattened map", "U2 c8pO c18p c18pO c20pO GAP lin"),
+        ("early-pooling", "second pooling a convolution earlier", "U2 c8pO c16pO c16p c18pO lin"),
+        ("late-pooling", "first pooling a convolution later", "U2 c8p c16pO c16pO c18pO lin"),
+        ("no-overlap", "2x2 windows in the poolings", "U2 c8pP c16p c16pP c18pP lin"),
+        ("no-crop", "no crop, and 2x2 windows in the last pooling", "U c8pO c16p c16pO c18pP lin"),
     ):
         change(3, name, what, functools.partial(build, line))
-    change(
-        3,
-        "early-pooling",
-        "second pooling a convolution earlier",
-        functools.partial(build, "U c8pP c16pP c16p c18pP lin"),
-    )
-    change(
-        3, "late-pooling", "first pooling a convolution later", functools.partial(build, "U c8p c16pP c16pP c18pP lin")
-    )
     change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
     net = functools.partial(_with, FinalNet, upright=MeanSubtracted())
     change(3, "mean-subtracted", "mean subtracted from the input", net)
-    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.Identity()))
+    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.ZeroPad2d(-2)))
     for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
-        net = functools.partial(build, "U c8pP c16p c16pP c18pP lin", activation)
+        net = functools.partial(build, "U2 c8pO c16p c16pO c18pO lin", activation)
         change(3, name.lower(), f"{name} for ReLU", net)
     change(3, "half", "half the parameters", functools.partial(FinalNet, (6, 10, 12, 12)))
     change(3, "no-augmentation", "no augmentation", **dict.fromkeys(AUGMENTATION, 0.0))

@@ -129,6 +129,16 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
+def read_run(path: Path, expected: Run) -> Run | None:
+    """The record in a file if it says what is expected of it, else None; fields that a recipe lacks are defaults."""
+    try:
+        run = json.loads(path.read_text())
+        run["recipe"] = asdict(Recipe(**run["recipe"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return run if all(run.get(key) == value for key, value in expected.items()) else None
+
+
 def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[Run]:
     """The runs in a folder, by random seed.
 
