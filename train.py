@@ -155,7 +155,13 @@ def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
 
 
 def teachers_soft_labels(
-    number: int, digits: Digits, device: torch.device, places: Sequence[Path], recipe: Recipe, **facts: object
+    number: int,
+    digits: Digits,
+    device: torch.device,
+    places: Sequence[Path],
+    recipe: Recipe,
+    progress: bool = True,
+    **facts: object,
 ) -> Tensor:
     """What the teacher of a step makes of the training images, on the CPU.
 
@@ -165,6 +171,7 @@ def teachers_soft_labels(
         places: where its record may be; the first that fits counts. If none does, the teacher is trained now, and
             written to the last.
         recipe: how it is trained now; one trained by the step's full recipe fits too.
+        progress: whether to say what is done.
         facts: `data`, `split` and `seed` of its record.
     """
     step = STEPS[number]
@@ -180,10 +187,12 @@ def teachers_soft_labels(
     if fitting:
         teacher.load_state_dict(torch.load(path.with_suffix(".pt"), map_location="cpu", weights_only=True))
     else:
-        print(f"the teacher, which has {count_parameters(teacher):,} parameters, is trained first", flush=True)
-        history = fit(teacher, recipe, digits, facts["seed"], device)
+        if progress:
+            print(f"the teacher, which has {count_parameters(teacher):,} parameters, is trained first", flush=True)
+        history = fit(teacher, recipe, digits, facts["seed"], device, progress)
         save_run(path, teacher, recipe, history, step=number, device=device, **facts)
-    print(f"teacher: {path}", flush=True)
+    if progress:
+        print(f"teacher: {path}", flush=True)
     teacher.to(device, memory_format=torch.channels_last)
     return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu()
 

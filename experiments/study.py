@@ -96,12 +96,13 @@ def split_of(job: Job) -> str:
     return SPLITS[seed] if GROUPS[group].held_out else "test"
 
 
-def taught(split: str, device: torch.device) -> np.ndarray:
-    """The soft labels of the training images of a split; the teacher of Step 3 is trained if it is not there."""
+def taught(split: str, device: str) -> tuple[str, np.ndarray]:
+    """A split and the soft labels of its training images; the teacher of Step 3 is trained if it is not there."""
     seed = 0 if split == "test" else SPLITS.index(split)
     place = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / f"seed_{seed}.json"
-    facts = {"data": "mnist", "split": split, "seed": seed}
-    return teachers_soft_labels(3, images(split), device, [place], STEPS[3].teacher_recipe, **facts).numpy()
+    facts = {"data": "mnist", "split": split, "seed": seed, "progress": False}
+    recipe = STEPS[3].teacher_recipe
+    return split, teachers_soft_labels(3, images(split), torch.device(device), [place], recipe, **facts).numpy()
 
 
 def run_one(job: Job, shared: tuple[dict[str, np.ndarray], str]) -> None:
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.words:
             jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
         splits = {split_of(job) for job in jobs if GROUPS[job[0]].variants()[job[1]].recipe.distillation}
-        shared = {split: taught(split, device) for split in sorted(splits)}, str(device)
+        shared = dict(in_processes(taught, sorted(splits), str(device), cores())), str(device)
         for _ in tqdm(in_processes(run_one, jobs, shared, cores()), total=len(jobs), unit="run", smoothing=0):
             pass
     except (DataError, ValueError, OSError) as error:
