@@ -33,8 +33,12 @@ CLOSE = frozenset(
         "taught-early",
         "taught-early-plain",
         "taught-early-1e-3",
+        "overlapping",
         "deslant",
         "taught-deslant",
+        "taught-deslant-overlapping",
+        "taught-deslant-crop",
+        "taught-deslant-crop-overlapping",
     )
 )
 FIRST_NET = "c8pP c16p c16pP c18pP lin"
@@ -165,14 +169,6 @@ def morphed(x: Tensor) -> Tensor:
     return x + share.clamp(min=0) * (thick - x) + (-share).clamp(min=0) * (thin - x)
 
 
-def overlapping() -> nn.Module:
-    """The first net with 3x3 windows in its first two poolings (Krizhevsky et al., 2012)."""
-    net = build(FIRST_NET)
-    first, second = [i for i, layer in enumerate(net) if isinstance(layer, nn.MaxPool2d)][:2]
-    net[first], net[second] = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)
-    return net
-
-
 def orthogonal(line: str) -> nn.Module:
     """A net with orthogonal initial kernels (Saxe et al., 2014)."""
     net = build(line)
@@ -240,7 +236,7 @@ def trials() -> dict[str, Variant]:
     add("residual", "residual blocks", "c15pP r r P r P lin")
     add("five-convolutions", "a fifth convolution", "c8pP c14p c14pP c14p c14pP lin")
     add("early-pooling", "pooling after the second convolution", early, boldness=0.5)
-    add("overlapping", "overlapping pooling", overlapping)
+    add("overlapping", "overlapping windows in the first two poolings", "c8pO c16p c16pO c18pP lin")
     add("deslant", "deslanting", f"U {FIRST_NET}")
     # Distillation from the teacher of Step 3, all with random boldness.
     add("taught", "soft labels", **taught)
@@ -265,5 +261,19 @@ def trials() -> dict[str, Variant]:
     add("taught-odd", "soft labels, 8-15-18-17 channels", odd, **taught)
     add("taught-odd-orthogonal", "soft labels, 8-15-18-17 channels, orthogonal start", part(orthogonal, odd), **taught)
     add("taught-odd-deslant", "soft labels, 8-15-18-17 channels, deslanting", f"U {odd}", **taught)
-    add("taught-deslant", "soft labels, deslanting", f"U {FIRST_NET}", **taught)
+    # Deslanting, soft labels and random boldness together.
+    add("taught-deslant", "all three", f"U {FIRST_NET}", **taught)
+    add("taught-deslant-strong", "all three, stronger augmentation", f"U {FIRST_NET}", **taught | strong)
+    add("taught-deslant-weak", "all three, weaker augmentation", f"U {FIRST_NET}", **taught | weak)
+    overlap = "U c8pO c16p c16pO c18pP lin"
+    add("taught-deslant-overlapping", "all three, overlapping windows in the first two poolings", overlap, **taught)
+    add("taught-deslant-crop", "all three on the middle 24x24 pixels", f"U2 {FIRST_NET}", **taught)
+    for name, what, line in (
+        ("two", "overlapping windows in the first two poolings", "U2 c8pO c16p c16pO c18pP lin"),
+        ("overlapping", "overlapping windows", "U2 c8pO c16p c16pO c18pO lin"),
+        ("wide", "overlapping windows, 8-17-17-16 channels", "U2 c8pO c17p c17pO c16pO lin"),
+        ("five", "overlapping windows, a fifth convolution", "U2 c8pO c13p c13pO c14p c16pO lin"),
+        ("late", "overlapping windows, later pooling", "U2 c8p c13pO c18pO c18pO lin"),
+    ):
+        add(f"taught-deslant-crop-{name}", f"all three on the middle 24x24 pixels, {what}", line, **taught)
     return found

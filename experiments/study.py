@@ -4,10 +4,10 @@
     python -m experiments.study changes/step3-no    only runs whose name contains one of these words
     python -m experiments.study --device cuda       on a GPU; the default is the CPU
 
-`search` is what was tried on the way to the final step and `changes` are single changes to the steps, both judged
-on held-out training images, so that the test set has no part in a choice: random seed 0 on the last 10,000, the
-others on other sixths, so that a difference does not hang on the images of one. `prior` and `small` train on all
-images and report on the test set. One file is written per finished run, `results/study/GROUP/VARIANT/seed_K.json`;
+`search` is what was tried on the way to the final step, `changes` are single changes to the steps and `sizes` are
+candidates for smaller nets. They are judged on held-out training images, so that the test set has no part in a
+choice: random seed 0 on the last 10,000, the others on other sixths, so that a difference does not hang on the images
+of one. `prior`, and `small` with the better candidates, train on all images and report on the test set. One file is written per finished run, `results/study/GROUP/VARIANT/seed_K.json`;
 a second call runs what is missing, in as many single-thread processes as there are cores.
 """
 
@@ -56,6 +56,7 @@ GROUPS = {
     "search": Group(search.trials, True, 1, search.CLOSE),
     "changes": Group(variants.changes, True, 5),
     "prior": Group(variants.prior, False, 3),
+    "sizes": Group(variants.sizes, True, 2),
     "small": Group(variants.small, False, 5),
 }
 PARTS = (5, 0, 1, 2, 3, 4)  # the sixth of the training images that is held out, by random seed
