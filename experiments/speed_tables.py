@@ -24,6 +24,7 @@ def values() -> dict[str, Callable[[], str]]:
         "seeds-together": lambda: f"{load_bench('seeds')['together']:.0f} s",
         "seeds-single": lambda: f"{sum(load_bench('seeds')['single']):.0f} s",
         "seeds-ratio": lambda: f"{load_bench('seeds')['together'] / sum(load_bench('seeds')['single']):.2f}",
+        "bench-teacher-seconds": lambda: f"{15 * load_bench('teacher')['epoch']:.0f} s",
         "bench-soft-labels": lambda: f"{load_bench('teacher')['soft_labels']:.0f} s",
     }
 

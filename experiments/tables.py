@@ -67,10 +67,10 @@ def values() -> dict[str, Callable[[], str]]:
         "search-count": lambda: str(len(search.trials())),
         "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
         "prior": prior_table,
+        "sizes": sizes_table,
         "small": small_table,
         "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
         "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
-        "teacher-seconds": lambda: f"{_seconds(load_runs('teacher', 1)[0]):.0f} s",
     }
     return found | error_values() | speed_tables.values()
 
@@ -115,9 +115,9 @@ def held_from(runs: list[Run], target: float) -> str:
     return f"epoch {statistics.median_high(staying)} (the latest: epoch {max(staying)})"
 
 
-def held_out(name: str) -> list[float]:
+def held_out(name: str, group: str = "changes") -> list[float]:
     """Held-out accuracy in percent of each run of a variant, averaged over its last five epochs."""
-    return _means(load_study("changes", name))
+    return _means(load_study(group, name))
 
 
 def effect(name: str) -> Effect:
@@ -171,6 +171,16 @@ def prior_table() -> str:
             f"| {statistics.mean(five):.2f} %, {min(five):.2f} % | {_held(runs, STEPS[3].target)} "
             f"| {seconds:.0f} | {published} |"
         )
+    return block("\n".join(lines))
+
+
+def sizes_table() -> str:
+    """The candidates for smaller nets, on held-out images."""
+    lines = ["| channels | parameters | runs | accuracy |", "|---|---:|---:|---:|"]
+    for name, variant in variants.sizes().items():
+        values = held_out(name, "sizes")
+        parameters = f"{count_parameters(variant.net()):,}"
+        lines.append(f"| {variant.change} | {parameters} | {len(values)} | {statistics.mean(values):.3f} % |")
     return block("\n".join(lines))
 
 

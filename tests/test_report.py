@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import statistics
 
 import pytest
 import torch
 
-from experiments import errors, pictures, report, tables
+from experiments import errors, pictures, report, tables, variants
 from experiments.study import GROUPS, load_study, record_path, split_of
 from model import STEPS
 from tinymnist import runs
@@ -95,7 +96,7 @@ def test_published_runs_are_complete_and_on_the_test_set():
 
 def test_the_study_is_complete_and_choices_left_the_test_set_alone():
     for name, group in GROUPS.items():
-        assert group.held_out == (name in ("search", "changes"))
+        assert group.held_out == (name in ("search", "changes", "sizes"))
         for variant in group.variants():
             published = load_study(name, variant)
             assert len(published) == len(list(record_path(name, variant, 0).parent.iterdir()))
@@ -103,6 +104,12 @@ def test_the_study_is_complete_and_choices_left_the_test_set_alone():
                 assert run["split"] == split_of((name, variant, run["seed"]))
                 assert {r["train_total"] for r in run["history"]} == {50_000 if group.held_out else 60_000}
                 assert not run["commit"].endswith("-dirty")
+
+
+def test_the_smaller_nets_are_the_better_ones_on_held_out_images():
+    for budget, head in variants.BEST.items():
+        found = {h: statistics.mean(tables.held_out(f"{budget}-{h}", "sizes")) for h in ("flat", "kernels")}
+        assert found[head] == max(found.values()), budget
 
 
 def test_the_errors_are_those_of_the_published_weights(mnist):
