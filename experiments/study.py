@@ -7,7 +7,7 @@
 `search` is what was tried on the way to the final step, `changes` are single changes to the steps and `sizes` are
 candidates for smaller nets. They are judged on held-out training images, so that the test set has no part in a
 choice: random seed 0 on the last 10,000, the others on other sixths, so that a difference does not hang on the images
-of one. `prior`, and `small` with the better candidates, train on all images and report on the test set. One file is
+of one. `prior`, and `small` with the best candidates, train on all images and report on the test set. One file is
 written per finished run, `results/study/GROUP/VARIANT/seed_K.json`; a second call runs what is missing, in as many
 single-thread processes as there are cores.
 """
