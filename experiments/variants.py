@@ -164,7 +164,7 @@ def changes() -> dict[str, Variant]:
         ("early-pooling", "second pooling a convolution earlier", "U c8pP c16pP c16p c18pP lin"),
         ("late-pooling", "first pooling a convolution later", "U c8p c16pP c16pP c18pP lin"),
         ("overlapping", "overlapping windows in the first two poolings", "U c8pO c16p c16pO c18pP lin"),
-        ("crop", "the middle 24x24 pixels alone", "U X2 c8pP c16p c16pP c18pP lin"),
+        ("crop-overlapping", "overlapping windows on the middle 24x24 pixels", "U X2 c8pO c16p c16pO c18pO lin"),
     ):
         change(3, name, what, functools.partial(build, line))
     change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
