@@ -19,6 +19,7 @@ from utils import count_parameters, describe_changes, receptive_field, receptive
 
 SEEDS = {"step1": 5, "step2": 5, "step3": 20}  # random seeds behind the result of a step
 HIGH = 99.5  # percent, the stricter mark for the final step
+GIVEN_UP = {"8-15-18-17": 6, "crop-overlapping": 8}  # random seeds of candidates that were read on the test set
 
 
 def step_runs(name: str) -> list[Run]:
@@ -72,6 +73,8 @@ def values() -> dict[str, Callable[[], str]]:
         "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
         "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
     }
+    for name, count in GIVEN_UP.items():
+        found[f"given-up-{name}"] = lambda name=name, count=count: given_up(name, count)
     return found | error_values() | speed_tables.values()
 
 
@@ -113,6 +116,12 @@ def held_from(runs: list[Run], target: float) -> str:
         epochs.append(max(below, default=0) + 1)
     staying = [epoch for epoch in epochs if epoch <= len(runs[0]["history"])]
     return f"epoch {statistics.median_high(staying)} (the latest: epoch {max(staying)})"
+
+
+def given_up(name: str, count: int) -> str:
+    """The last epoch of a candidate for the final step that was read on the test set, and not chosen."""
+    last = [accuracy(run["history"][-1]) for run in load_runs(f"given_up/{name}", count)]
+    return f"{mean_and_spread(last)} %, {len(last)} random seeds"
 
 
 def held_out(name: str, group: str = "changes") -> list[float]:
