@@ -62,6 +62,7 @@ def values() -> dict[str, Callable[[], str]]:
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
     found |= {
+        "study-setting": lambda: setting(load_study("changes", "step3")),
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
         "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
         "search": search_table,
