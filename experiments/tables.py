@@ -50,6 +50,7 @@ def values() -> dict[str, Callable[[], str]]:
             f"{name}-high": lambda name=name: _held(step_runs(name), HIGH),
             f"{name}-held-from": lambda name=name, target=step.target: held_from(step_runs(name), target),
             f"{name}-setting": lambda name=name: setting(step_runs(name)),
+            f"{name}-seconds": lambda name=name: f"{statistics.mean(map(_seconds, step_runs(name))):.0f} s",
         }
         if number > 1:
             found[f"{name}-effects"] = lambda number=number: effects_table(number, added=False)
@@ -61,6 +62,7 @@ def values() -> dict[str, Callable[[], str]]:
         if name != f"step{variant.step}":
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
+            found[f"{name}-verdict"] = lambda name=name: effect(name).verdict
     found |= {
         "step2-study-setting": lambda: setting(load_study("changes", "step2")),
         "step3-study-setting": lambda: setting(load_study("changes", "step3")),
@@ -73,6 +75,7 @@ def values() -> dict[str, Callable[[], str]]:
         "sizes": sizes_table,
         "small": small_table,
         "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
+        "teacher-seconds": lambda: f"{_seconds(load_runs('teacher', 1)[0]):.0f} s",
         "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
     }
     for name, count in GIVEN_UP.items():
