@@ -167,7 +167,9 @@ def test_what_the_net_saw(capsys, tmp_path):
     assert out.endswith(f"saw {tmp_path / 'four-seen.png'}\n")
     with Image.open(tmp_path / "four-seen.png") as seen:
         assert (seen.size, seen.mode) == ((28, 28), "L")
-        assert torch.equal(torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(28, 28), prepare(text("4")))
+        assert torch.equal(
+            torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(28, 28), prepare(text("4"))
+        )
 
 
 def test_no_image_is_a_usage_error(capsys):
