@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import statistics
 from collections.abc import Callable
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments import variants
-from experiments.study import load_study
 from experiments.tables import load_errors, step_runs
 from model import STEPS
 from tinymnist.runs import accuracy
@@ -32,36 +29,6 @@ def learning_curves() -> Figure:
             axis.plot(epochs, values, color=COLORS[number], linewidth=1, alpha=0.8, label=label)
     axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
     axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(97.5, 99.8), xlim=(1, 15), xticks=range(1, 16))
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", fontsize=9)
-    return figure
-
-
-def accuracy_over_parameters() -> Figure:
-    """Mean and range of the last epoch over the parameters: the final net, smaller ones, and prior solutions."""
-    figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    ours = [load_study("small", name) for name in variants.small()] + [step_runs("step3")]
-    prior = {name: load_study("prior", name) for name in variants.prior()}
-    series = [("Step 3's net at several sizes", ours, "tab:blue", "o")]
-    for recipe, color in (("published", "tab:red"), ("ours", "tab:purple")):
-        runs = [found for name, found in prior.items() if name.endswith(recipe)]
-        label = "prior nets, our recipe" if recipe == "ours" else "prior nets, their recipe"
-        series.append((label, runs, color, "s"))
-    for label, groups, color, marker in series:
-        last = [[accuracy(run["history"][-1]) for run in runs] for runs in groups]
-        means = [statistics.mean(values) for values in last]
-        spread = [
-            [m - min(v) for m, v in zip(means, last, strict=True)],
-            [max(v) - m for m, v in zip(means, last, strict=True)],
-        ]
-        sizes = [runs[0]["params"] for runs in groups]
-        axis.errorbar(sizes, means, spread, color=color, marker=marker, linestyle="", capsize=3, label=label)
-    for name, runs in prior.items():
-        if name.endswith("published"):
-            mean = statistics.mean(accuracy(run["history"][-1]) for run in runs)
-            axis.annotate(name[0], (runs[0]["params"], mean), xytext=(5, -10), textcoords="offset points", fontsize=8)
-    axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
-    axis.set(xlabel="parameters", ylabel="test accuracy, last epoch (%)", xlim=(1500, 8500))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=9)
     return figure
@@ -109,7 +76,6 @@ def svg(draw: Callable[[], Figure]) -> bytes:
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
-    "accuracy_over_parameters.svg": accuracy_over_parameters,
     "misclassified.svg": misclassified,
     "confusion.svg": confusion,
 }

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 
 from experiments import search, speed_tables, variants
-from experiments.study import load_study
+from experiments.study import load_study, record_path
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist import runs as storage
@@ -62,7 +62,8 @@ def values() -> dict[str, Callable[[], str]]:
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
     found |= {
-        "study-setting": lambda: setting(load_study("changes", "step3")),
+        "step2-study-setting": lambda: setting(load_study("changes", "step2")),
+        "step3-study-setting": lambda: setting(load_study("changes", "step3")),
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
         "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
         "search": search_table,
@@ -144,7 +145,8 @@ def effects_table(number: int, added: bool) -> str:
         f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | |",
     ]
     for name, variant in variants.changes().items():
-        if variant.step == number and variant.added == added and name != f"step{number}":
+        measured = record_path("changes", name, 0).parent.exists()
+        if measured and variant.step == number and variant.added == added and name != f"step{number}":
             values, found = held_out(name), effect(name)
             spread = mean_and_spread(values, 3)
             lines.append(f"| {variant.change} | {len(values)} | {spread} % | {found} | {found.verdict} |")
