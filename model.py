@@ -98,20 +98,21 @@ class RegularizedNet(nn.Module):
 class FinalNet(nn.Module):
     """Step 3: the digit is set upright first, pooled early, and its last map read place by place.
 
-    Padding keeps the strokes at the border; the last map is pooled to 3x3 and flattened, not averaged.
-    Pooling stands before BatchNorm and ReLU, which then work on a quarter of the values.
+    The outer two rows and columns at each side, hardly ever inked, go before they cost anything. Padding keeps the
+    strokes at the border; the last map is pooled to 3x3 and flattened, not averaged. Pooling stands before BatchNorm
+    and ReLU, which then work on a quarter of the values.
 
     layer   shape of its output   parameters
-    upright  1 x 28 x 28
-    conv1    8 x 28 x 28          1 *  8 * 3 * 3 = 72
-    pool     8 x 14 x 14
-    norm1    8 x 14 x 14          2 *  8         = 16
-    conv2   16 x 14 x 14          8 * 16 * 3 * 3 = 1152
-    norm2   16 x 14 x 14          2 * 16         = 32
-    conv3   16 x 14 x 14         16 * 16 * 3 * 3 = 2304
-    pool    16 x  7 x  7
-    norm3   16 x  7 x  7          2 * 16         = 32
-    conv4   18 x  7 x  7         16 * 18 * 3 * 3 = 2592
+    upright  1 x 24 x 24
+    conv1    8 x 24 x 24          1 *  8 * 3 * 3 = 72
+    pool     8 x 12 x 12
+    norm1    8 x 12 x 12          2 *  8         = 16
+    conv2   16 x 12 x 12          8 * 16 * 3 * 3 = 1152
+    norm2   16 x 12 x 12          2 * 16         = 32
+    conv3   16 x 12 x 12         16 * 16 * 3 * 3 = 2304
+    pool    16 x  6 x  6
+    norm3   16 x  6 x  6          2 * 16         = 32
+    conv4   18 x  6 x  6         16 * 18 * 3 * 3 = 2592
     pool    18 x  3 x  3
     norm4   18 x  3 x  3          2 * 18         = 36
     head    10                   18 * 3 * 3 * 10 + 10 = 1630
@@ -121,7 +122,7 @@ class FinalNet(nn.Module):
     def __init__(self, channels: tuple[int, int, int, int] = (8, 16, 16, 18)) -> None:
         super().__init__()
         first, second, third, fourth = channels
-        self.upright = Deslant()
+        self.upright = Deslant(crop=2)
         self.conv1 = nn.Conv2d(1, first, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
@@ -145,7 +146,7 @@ class FinalNet(nn.Module):
 class TeacherNet(FinalNet):
     """The final net with two to three times the channels, 43,930 parameters: it teaches, and is not judged.
 
-    Its second pooling stands a convolution earlier, so that the wide layers work on 7x7 pixels.
+    Its second pooling stands a convolution earlier, so that the wide layers work on 6x6 pixels.
     """
 
     def __init__(self) -> None:

@@ -5,8 +5,7 @@ c16   3x3 convolution to 16 channels, then BatchNorm and ReLU; c16p pads by 1; c
 k16   the same with a 1x1 kernel; d16 the same as a depthwise 3x3 kernel and a pointwise convolution
 S     the convolution before once more, with the same weights and a BatchNorm of its own; SP pools
 r     residual block: x plus a padded 3x3 convolution and BatchNorm of x, then ReLU
-U     deslanting
-X2    2 pixels cut off at each side
+U     deslanting; U2 cuts 2 pixels off at each side
 P     2x2 max-pooling
 D5    dropout of 5 percent
 GAP   global average pooling
@@ -76,11 +75,9 @@ def build(line: str, activation: Callable[[], nn.Module] = relu, norm_last: bool
                 size = size // 2 if pooling == "P" else (size + 1) // 2
             layers += [activation(), nn.BatchNorm2d(out)] if norm_last else [nn.BatchNorm2d(out), activation()]
             channels = out
-        elif word == "U":
-            layers.append(Deslant())
-        elif re.fullmatch(r"X\d+", word):
-            layers.append(nn.ZeroPad2d(-int(word[1:])))
-            size -= 2 * int(word[1:])
+        elif re.fullmatch(r"U\d*", word):
+            layers.append(Deslant(int(word[1:] or 0)))
+            size -= 2 * layers[-1].crop
         elif word in ("S", "SP"):
             layers.append(next(layer for layer in reversed(layers) if isinstance(layer, nn.Conv2d)))
             layers += [nn.MaxPool2d(2)] if word == "SP" else []

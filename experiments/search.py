@@ -267,13 +267,13 @@ def trials() -> dict[str, Variant]:
     add("taught-deslant-weak", "all three, weaker augmentation", f"U {FIRST_NET}", **taught | weak)
     overlap = "U c8pO c16p c16pO c18pP lin"
     add("taught-deslant-overlapping", "all three, overlapping windows in the first two poolings", overlap, **taught)
-    add("taught-deslant-crop", "all three on the middle 24x24 pixels", f"U X2 {FIRST_NET}", **taught)
+    add("taught-deslant-crop", "all three on the middle 24x24 pixels", f"U2 {FIRST_NET}", **taught)
     for name, what, line in (
-        ("two", "overlapping windows in the first two poolings", "U X2 c8pO c16p c16pO c18pP lin"),
-        ("overlapping", "overlapping windows", "U X2 c8pO c16p c16pO c18pO lin"),
-        ("wide", "overlapping windows, 8-17-17-16 channels", "U X2 c8pO c17p c17pO c16pO lin"),
-        ("five", "overlapping windows, a fifth convolution", "U X2 c8pO c13p c13pO c14p c16pO lin"),
-        ("late", "overlapping windows, later pooling", "U X2 c8p c13pO c18pO c18pO lin"),
+        ("two", "overlapping windows in the first two poolings", "U2 c8pO c16p c16pO c18pP lin"),
+        ("overlapping", "overlapping windows", "U2 c8pO c16p c16pO c18pO lin"),
+        ("wide", "overlapping windows, 8-17-17-16 channels", "U2 c8pO c17p c17pO c16pO lin"),
+        ("five", "overlapping windows, a fifth convolution", "U2 c8pO c13p c13pO c14p c16pO lin"),
+        ("late", "overlapping windows, later pooling", "U2 c8p c13pO c18pO c18pO lin"),
     ):
         add(f"taught-deslant-crop-{name}", f"all three on the middle 24x24 pixels, {what}", line, **taught)
     return found

@@ -77,7 +77,7 @@ class MeanSubtracted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.upright = Deslant()
+        self.upright = Deslant(crop=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upright(x) - 0.1307 / STD
@@ -158,21 +158,21 @@ def changes() -> dict[str, Variant]:
 
     change(3, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, FinalNet))
     for name, what, line in (
-        ("dropout-5", "dropout of 5 %", "U c8pP D5 c16p c16pP D5 c18pP D5 lin"),
-        ("dropout-10", "dropout of 10 %", "U c8pP D10 c16p c16pP D10 c18pP D10 lin"),
-        ("gap", "GAP and wider layers for the flattened map", "U c8pP c18p c18pP c20pP GAP lin"),
-        ("early-pooling", "second pooling a convolution earlier", "U c8pP c16pP c16p c18pP lin"),
-        ("late-pooling", "first pooling a convolution later", "U c8p c16pP c16pP c18pP lin"),
-        ("overlapping", "overlapping windows in the first two poolings", "U c8pO c16p c16pO c18pP lin"),
-        ("crop-overlapping", "overlapping windows on the middle 24x24 pixels", "U X2 c8pO c16p c16pO c18pO lin"),
+        ("dropout-5", "dropout of 5 %", "U2 c8pP D5 c16p c16pP D5 c18pP D5 lin"),
+        ("dropout-10", "dropout of 10 %", "U2 c8pP D10 c16p c16pP D10 c18pP D10 lin"),
+        ("gap", "GAP and wider layers for the flattened map", "U2 c8pP c18p c18pP c20pP GAP lin"),
+        ("early-pooling", "second pooling a convolution earlier", "U2 c8pP c16pP c16p c18pP lin"),
+        ("late-pooling", "first pooling a convolution later", "U2 c8p c16pP c16pP c18pP lin"),
+        ("overlapping", "overlapping windows in the poolings", "U2 c8pO c16p c16pO c18pO lin"),
+        ("no-crop", "no crop", "U c8pP c16p c16pP c18pP lin"),
     ):
         change(3, name, what, functools.partial(build, line))
     change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
     net = functools.partial(_with, FinalNet, upright=MeanSubtracted())
     change(3, "mean-subtracted", "mean subtracted from the input", net)
-    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.Identity()))
+    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.ZeroPad2d(-2)))
     for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
-        net = functools.partial(build, "U c8pP c16p c16pP c18pP lin", activation)
+        net = functools.partial(build, "U2 c8pP c16p c16pP c18pP lin", activation)
         change(3, name.lower(), f"{name} for ReLU", net)
     change(3, "half", "half the parameters", functools.partial(FinalNet, (6, 10, 12, 12)))
     change(3, "no-augmentation", "no augmentation", **dict.fromkeys(AUGMENTATION, 0.0))
@@ -282,9 +282,9 @@ def sizes() -> dict[str, Variant]:
         a, b, c, d = flat
         e, f, g, h = kernels
         for name, what, line in (
-            ("flat", f"{a}-{b}-{c}-{d}", f"U c{a}pP c{b}p c{c}pP c{d}pP lin"),
-            ("overlapping", f"{a}-{b}-{c}-{d}, overlapping", f"U X2 c{a}pO c{b}p c{c}pO c{d}pO lin"),
-            ("kernels", f"{e}-{f}-{g}-{h}, a kernel per channel", f"U X2 c{e}pO c{f}p c{g}pO c{h}pO G lin"),
+            ("flat", f"{a}-{b}-{c}-{d}", f"U2 c{a}pP c{b}p c{c}pP c{d}pP lin"),
+            ("overlapping", f"{a}-{b}-{c}-{d}, overlapping", f"U2 c{a}pO c{b}p c{c}pO c{d}pO lin"),
+            ("kernels", f"{e}-{f}-{g}-{h}, a kernel per channel", f"U2 c{e}pO c{f}p c{g}pO c{h}pO G lin"),
         ):
             found[f"{budget}-{name}"] = Variant(what, functools.partial(build, line), STEPS[3].recipe)
     return found

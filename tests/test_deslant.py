@@ -56,6 +56,13 @@ def test_images_need_not_be_square():
     assert lean(Deslant()(sheared(upright, 15.0))).abs().item() < 0.01
 
 
+@pytest.mark.parametrize("crop", [1, 2, 5])
+def test_a_crop_is_the_middle_of_the_sheared_image(drawn, crop):
+    for images in (normalize(drawn.train_images[:20]), sheared(bar(40, 24, 11), 15.0)):
+        middle = Deslant()(images)[:, :, crop:-crop, crop:-crop]
+        assert torch.allclose(Deslant(crop)(images), middle, atol=1e-4)
+
+
 def test_what_is_upright_or_empty_stays():
     for image in (bar(), torch.zeros(1, 1, 28, 28)):
         assert torch.allclose(Deslant()(image), image, atol=1e-5)
@@ -83,3 +90,5 @@ def test_no_parameters_and_a_row_in_the_receptive_field():
     net = torch.nn.Sequential(Deslant(), torch.nn.Conv2d(1, 4, 3))
     assert list(Deslant().state_dict()) == []
     assert [(row.name, row.receptive_field) for row in receptive_field(net)] == [("input", 1), ("0", 1), ("1", 3)]
+    net[0] = Deslant(crop=2)
+    assert [(row.size_in, row.size_out) for row in receptive_field(net)] == [(28, 28), (28, 24), (24, 22)]

@@ -26,7 +26,7 @@ def test_the_notation_says_the_final_net():
     torch.manual_seed(0)
     final = FinalNet().eval()
     torch.manual_seed(0)
-    written = build("U c8pP c16p c16pP c18pP lin").eval()
+    written = build("U2 c8pP c16p c16pP c18pP lin").eval()
     x = torch.rand(3, 1, 28, 28)
     assert torch.equal(final(x), written(x))
 
@@ -37,7 +37,7 @@ def test_the_notation_says_the_final_net():
         ("c4 GAP lin", 36 + 8 + 50),
         ("c4p P k6 D5 GAP lin0", 36 + 8 + 24 + 12 + 60),
         ("c4pP d6p G lin", 36 + 8 + 36 + 24 + 12 + 6 * 196 + 12 + 70),
-        ("U X2 c4pO c6pO D5 lin", 36 + 8 + 216 + 12 + 6 * 36 * 10 + 10),
+        ("U2 c4pO c6pO D5 lin", 36 + 8 + 216 + 12 + 6 * 36 * 10 + 10),
         ("c4pO c4pO c4pO lin", 36 + 8 + 2 * (144 + 8) + 4 * 16 * 10 + 10),
         ("c4pP S SP GAP lin", None),
         ("c4pP c4pP S GAP lin", 36 + 8 + 144 + 8 + 8 + 50),

@@ -33,13 +33,17 @@ def soft_labels(
         float32 (N, 10), each row adds up to 1.
     """
     generator = torch.Generator(images.device).manual_seed(0)
-    was_training = teacher.training
+    was_training, threads = teacher.training, torch.get_num_threads()
     teacher.eval()
-    soft = []
-    for batch in images.split(batch_size):
-        copies = (augment(batch, recipe, generator) for _ in range(views))
-        soft.append(sum((teacher(x) / recipe.temperature).softmax(1) for x in copies) / views)
-    teacher.train(was_training)
+    torch.set_num_threads(1)  # so that the same bits come out on any number of cores
+    try:
+        soft = []
+        for batch in images.split(batch_size):
+            copies = (augment(batch, recipe, generator) for _ in range(views))
+            soft.append(sum((teacher(x) / recipe.temperature).softmax(1) for x in copies) / views)
+    finally:
+        torch.set_num_threads(threads)
+        teacher.train(was_training)
     return torch.cat(soft)
 
 

@@ -162,13 +162,13 @@ class _Watch(TorchDispatchMode):
     def _enter(self, name: str) -> Any:
         return lambda module, _inputs: self.running.append((name, module))
 
-    def _leave(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         name, _ = self.running.pop()
         if isinstance(module, Deslant) and isinstance(output, Tensor):
             height, width = output.shape[-2:]
-            size = _short((height, width))
+            before, after = _short(tuple(inputs[0].shape[-2:])), _short((height, width))
             self.known[id(output)] = (output, _Map((_Axis(height), _Axis(width))))
-            self.rows.append(LayerField(name, 1, 1, 0, 1, size, size, output.shape[1], 1, 1))
+            self.rows.append(LayerField(name, 1, 1, -module.crop, 1, before, after, output.shape[1], 1, 1))
 
     def remove(self) -> None:
         """Take the hooks off the model."""
