@@ -10,7 +10,6 @@ python train.py --step 2 --summary        show the net and its receptive field, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +19,12 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model import STEPS
 from tinymnist.parallel import Ranks, cores, in_processes, torchrun_ranks
-from tinymnist.runs import RESULTS, check_destination
+from tinymnist.runs import RESULTS, check_destination, read_run
 from utils import (
     DataError,
     Digits,
@@ -41,6 +40,7 @@ from utils import (
     receptive_field,
     receptive_field_table,
     save_run,
+    soft_labels,
     validation_split,
 )
 
@@ -91,6 +91,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
     parser.add_argument("--validate", action="store_true", help="hold out the last sixth of the training images")
+    parser.add_argument("--new-teacher", action="store_true", help="train the teacher too, not take the published one")
     parser.add_argument("--summary", action="store_true", help="show the net and its receptive field, train nothing")
     return parser.parse_args(arguments)
 
@@ -144,11 +145,7 @@ def record_path(arguments: argparse.Namespace, seed: int) -> Path:
 
 def finished(arguments: argparse.Namespace, seed: int) -> dict | None:
     """The run of a random seed if it is there and of the same experiment, else None."""
-    try:
-        run = json.loads(record_path(arguments, seed).read_text())
-    except (OSError, ValueError):
-        return None
-    return run if all(run.get(key) == value for key, value in expected_run(arguments, seed).items()) else None
+    return read_run(record_path(arguments, seed), expected_run(arguments, seed))
 
 
 def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
@@ -157,16 +154,78 @@ def seeded_net(arguments: argparse.Namespace, seed: int) -> nn.Module:
     return STEPS[arguments.step].net()
 
 
+def teachers_soft_labels(
+    number: int,
+    digits: Digits,
+    device: torch.device,
+    places: Sequence[Path],
+    recipe: Recipe,
+    progress: bool = True,
+    **facts: object,
+) -> Tensor:
+    """What the teacher of a step makes of the training images, on the CPU.
+
+    Args:
+        number: of the step.
+        digits: the images that the teacher was, or is, trained on.
+        places: where its record may be; the first that fits counts. If none does, the teacher is trained now, and
+            written to the last.
+        recipe: how it is trained now; one trained by the step's full recipe fits too.
+        progress: whether to say what is done.
+        facts: `data`, `split` and `seed` of its record.
+    """
+    step = STEPS[number]
+    torch.manual_seed(facts["seed"])
+    teacher = step.teacher()
+    fitting = [
+        path
+        for path in places
+        for known in (step.teacher_recipe, recipe)
+        if read_run(path, {"step": number, "recipe": asdict(known), **facts})
+    ]
+    path = fitting[0] if fitting else places[-1]
+    if fitting:
+        teacher.load_state_dict(torch.load(path.with_suffix(".pt"), map_location="cpu", weights_only=True))
+    else:
+        if progress:
+            print(f"the teacher, which has {count_parameters(teacher):,} parameters, is trained first", flush=True)
+        history = fit(teacher, recipe, digits, facts["seed"], device, progress)
+        save_run(path, teacher, recipe, history, step=number, device=device, **facts)
+    if progress:
+        print(f"teacher: {path}", flush=True)
+    teacher.to(device, memory_format=torch.channels_last)
+    return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu()
+
+
+def soft_labels_for(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> Tensor | None:
+    """The soft labels that the step asks for, if it does: of the published teacher, or of one of our own in --out."""
+    step, facts = STEPS[arguments.step], expected_run(arguments, 0)
+    if step.teacher is None:
+        return None
+    published = RESULTS / ("study/teacher" if arguments.validate else "teacher") / "seed_0.json"
+    places = [arguments.out / "teacher" / "seed_0.json"]
+    if not arguments.new_teacher:
+        places.insert(0, published)
+    recipe = replace(step.teacher_recipe, epochs=facts["recipe"]["epochs"])
+    facts = {name: facts[name] for name in ("data", "split", "seed")}
+    return teachers_soft_labels(arguments.step, digits, device, places, recipe, **facts)
+
+
 def train(
-    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, progress: bool = True
+    arguments: argparse.Namespace,
+    seeds: Sequence[int],
+    digits: Digits,
+    soft: Tensor | None,
+    device: torch.device,
+    progress: bool = True,
 ) -> list[dict]:
     """Train a net per random seed on one device, all at once, and write them."""
     nets = [seeded_net(arguments, seed) for seed in seeds]
     recipe = Recipe(**expected_run(arguments, seeds[0])["recipe"])
     if len(nets) == 1:
-        histories = [fit(nets[0], recipe, digits, seed=seeds[0], device=device, progress=progress)]
+        histories = [fit(nets[0], recipe, digits, seed=seeds[0], device=device, progress=progress, soft=soft)]
     else:
-        histories = fit_together(nets, recipe, digits, seeds, device, progress)
+        histories = fit_together(nets, recipe, digits, seeds, device, progress, soft=soft)
     runs = []
     for seed, net, history in zip(seeds, nets, histories, strict=True):
         expected = expected_run(arguments, seed) | {"recipe": recipe}
@@ -177,23 +236,30 @@ def train(
 def train_in_process(job: tuple[argparse.Namespace, int], arrays: list[np.ndarray]) -> dict:
     """Train one random seed on the CPU, without a word; a process of `train_missing` calls it."""
     arguments, seed = job
-    digits = Digits(*(torch.from_numpy(array) for array in arrays))
-    return train(arguments, [seed], digits, torch.device("cpu"), progress=False)[0]
+    tensors = [torch.from_numpy(array) for array in arrays]
+    soft = tensors[4] if len(tensors) > 4 else None
+    return train(arguments, [seed], Digits(*tensors[:4]), soft, torch.device("cpu"), progress=False)[0]
 
 
 def train_missing(
-    arguments: argparse.Namespace, seeds: Sequence[int], digits: Digits, device: torch.device, processes: int
+    arguments: argparse.Namespace,
+    seeds: Sequence[int],
+    digits: Digits,
+    soft: Tensor | None,
+    device: torch.device,
+    processes: int,
 ) -> Iterator[dict]:
     """Train random seeds as many at a time as the machine takes; yields each run when it is written."""
     if device.type == "cpu":
         jobs = [(arguments, seed) for seed in seeds]
-        arrays = [tensor.numpy() for tensor in digits]  # tensors would go through /dev/shm, which may be small
+        # Tensors would go through /dev/shm, which may be small.
+        arrays = [tensor.numpy() for tensor in (*digits, soft) if tensor is not None]
         yield from in_processes(train_in_process, jobs, arrays, processes, arguments.threads or 1)
         return
     # Dropout takes its random numbers from one generator for all nets, so such nets go one by one.
     at_once = 1 if any(isinstance(m, nn.Dropout) for m in seeded_net(arguments, 0).modules()) else GPU_AT_ONCE
     for first in range(0, len(seeds), at_once):
-        yield from train(arguments, seeds[first : first + at_once], digits, device, progress=False)
+        yield from train(arguments, seeds[first : first + at_once], digits, soft, device, progress=False)
 
 
 def judge(run: dict) -> bool | None:
@@ -232,7 +298,8 @@ def run_one(arguments: argparse.Namespace) -> bool:
         torch.set_num_threads(arguments.threads)
     parameters = f"{count_parameters(step.net()):,} parameters"
     print(f"step {arguments.step} ({step.theme}): {parameters}, seed {arguments.seed}, on {device}", flush=True)
-    [run] = train(arguments, [arguments.seed], digits, device)
+    soft = soft_labels_for(arguments, digits, device)
+    [run] = train(arguments, [arguments.seed], digits, soft, device)
     print(f"written: {path} and {path.with_suffix('.pt').name}")
     return judge(run) is False
 
@@ -248,16 +315,15 @@ def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
     device = pick_device(arguments.device)
     if device.type == "cuda" and device.index is None and ranks.local_world > 1:
         device = pick_device(f"cuda:{ranks.local_rank}")
-    if ranks.local_rank == 0:  # it may have to download
-        digits = load_data(arguments.data, arguments.validate)
-    ranks.gather(None)
-    if ranks.local_rank > 0:
-        digits = load_data(arguments.data, arguments.validate)
+    digits = ranks.first_alone(lambda: load_data(arguments.data, arguments.validate))  # it may have to download
     check_writable(record_path(arguments, 0).parent)
     found = {seed: finished(arguments, seed) for seed in range(arguments.seeds)}
     kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
     mine = ranks.share([seed for seed in found if seed not in kept])
     processes = max(1, cores() // ranks.local_world // (arguments.threads or 1))
+    soft = None
+    if len(kept) < arguments.seeds:
+        soft = ranks.first_alone(lambda: soft_labels_for(arguments, digits, device))
     if mine:
         place = f"{min(processes, len(mine))} CPU processes" if device.type == "cpu" else str(device)
         print(f"step {arguments.step}: {len(mine)} random seeds to train, on {place}", flush=True)
@@ -267,7 +333,7 @@ def run_many(arguments: argparse.Namespace, ranks: Ranks) -> bool:
             print(f"kept: {record_path(arguments, seed)}")
             verdicts[seed] = judge(run)
     with tqdm(total=len(mine), unit="seed", smoothing=0, disable=not mine) as bar:
-        for run in train_missing(arguments, mine, digits, device, processes):
+        for run in train_missing(arguments, mine, digits, soft, device, processes):
             tqdm.write(f"written: {record_path(arguments, run['seed'])}")
             verdicts[run["seed"]] = judge(run)
             bar.update()

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tinymnist.augmentation import affine, random_affine
+from tinymnist.augmentation import affine, augment, normalize, random_affine
 from tinymnist.average import WeightAverage
 from tinymnist.batchnorm import fast_batchnorm
 from tinymnist.cuda_graph import StepGraph, train_epoch_together
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
+from tinymnist.distillation import distillation_loss, soft_labels
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
@@ -58,40 +59,11 @@ __all__ = [
     "receptive_field",
     "receptive_field_table",
     "save_run",
+    "soft_labels",
     "train_epoch",
     "train_step",
     "validation_split",
 ]
-
-STD = 0.3081  # standard deviation of the training images' pixels, on a scale from 0 to 1
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Turn images into the net's input: pixels of standard deviation 1, background 0.
-
-    The mean is not subtracted, so that the zeros with which a convolution pads continue the background.
-
-    Args:
-        images: uint8 (N, 28, 28), or float (N, 1, 28, 28) from 0 to 1.
-
-    Returns:
-        float32 (N, 1, 28, 28).
-    """
-    if images.dtype == torch.uint8:
-        images = images.unsqueeze(1).float() / 255
-    return images / STD
-
-
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = None) -> Tensor:
-    """Turn uint8 (N, 28, 28) into a training batch: augmented as the recipe says, then normalized.
-
-    The images are moved while their background is 0, so that what comes in from outside is background.
-
-    Returns:
-        float32 (N, 1, 28, 28).
-    """
-    x = images.unsqueeze(1).float() / 255
-    return normalize(random_affine(x, recipe.rotation, recipe.translation, recipe.scale, recipe.shear, generator))
 
 
 def train_step(
@@ -101,21 +73,25 @@ def train_step(
     labels: Tensor,
     recipe: Recipe,
     generator: torch.Generator | None = None,
+    soft: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer on a batch, which is augmented first.
 
     Args:
         images, labels: uint8 (B, 28, 28) and int64 (B,), on the model's device.
+        soft: float (B, 10), a teacher's soft labels, where the recipe asks for them.
 
     Returns:
-        sum of the B losses and number of images classified correctly, as tensors: the host waits for nothing.
+        sum of the B cross-entropies with the labels and number of images classified correctly, as tensors: the
+        host waits for nothing.
     """
     logits = model(augment(images, recipe, generator))
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    hard = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    loss = hard if soft is None else distillation_loss(hard, logits, soft, recipe)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
+    return hard.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()
 
 
 def train_epoch(
@@ -127,6 +103,7 @@ def train_epoch(
     epoch: int = 0,
     generator: torch.Generator | None = None,
     after_step: Callable[[int], None] | None = None,
+    soft: Tensor | None = None,
 ) -> tuple[float, int, int]:
     """Train for one pass over the images, shuffled anew, each batch augmented when its turn comes.
 
@@ -138,6 +115,7 @@ def train_epoch(
         epoch: 0-based number of this pass, which places it on the schedule.
         generator: source of shuffling and augmentation, on the same device.
         after_step: called with the 0-based number of each step since epoch 0, once it is done.
+        soft: float (N, 10), a teacher's soft labels, where the recipe asks for them.
 
     Returns:
         mean loss over the N images, number of them classified correctly while training, and N.
@@ -148,7 +126,8 @@ def train_epoch(
     for step, batch in enumerate(batches, start=epoch * len(batches)):
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, recipe.epochs * len(batches))
         x, y = images.index_select(0, batch), labels.index_select(0, batch)
-        loss, hits = train_step(model, optimizer, x, y, recipe, generator)
+        taught = None if soft is None else soft.index_select(0, batch)
+        loss, hits = train_step(model, optimizer, x, y, recipe, generator, taught)
         loss_sum += loss
         correct += hits
         if after_step is not None:
@@ -187,13 +166,22 @@ class Training:
         generator: of shuffling and augmentation.
         optimizer: of the net's parameters.
         average: of its weights, or None if the recipe averages nothing.
+        soft: a teacher's soft labels of the training images, or None.
         history: one record per finished epoch.
+
+    Raises:
+        ValueError: the recipe asks for soft labels and there are none, or the other way round.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, seed: int, device: torch.device, soft: Tensor | None = None
+    ) -> None:
+        if (soft is None) != (recipe.distillation == 0):
+            need = "needs soft labels" if soft is None else "has no use for soft labels"
+            raise ValueError(f"a recipe with distillation={recipe.distillation:g} {need}: see utils.soft_labels")
         # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
         model.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
-        self.model, self.recipe, self.history = model, recipe, []
+        self.model, self.recipe, self.soft, self.history = model, recipe, soft, []
         self.generator = torch.Generator(device).manual_seed(seed)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -213,8 +201,17 @@ class Training:
                 self.average.update(step)
             count()
 
-        epoch = len(self.history)
-        return train_epoch(self.model, self.optimizer, images, labels, self.recipe, epoch, self.generator, after_step)
+        return train_epoch(
+            self.model,
+            self.optimizer,
+            images,
+            labels,
+            self.recipe,
+            len(self.history),
+            self.generator,
+            after_step,
+            self.soft,
+        )
 
     def graphed(self, images: Tensor, labels: Tensor) -> StepGraph:
         """The training step on these images as a CUDA graph."""
@@ -224,7 +221,8 @@ class Training:
         def body(batch: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
             rate.copy_(rates.index_select(0, step).squeeze())
             x, y = images.index_select(0, batch), labels.index_select(0, batch)
-            trained = train_step(self.model, self.optimizer, x, y, self.recipe, self.generator)
+            taught = None if self.soft is None else self.soft.index_select(0, batch)
+            trained = train_step(self.model, self.optimizer, x, y, self.recipe, self.generator, taught)
             if self.average is not None:
                 self.average.update(step)
             return trained
@@ -251,6 +249,7 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
     graph: bool = True,
+    soft: Tensor | None = None,
 ) -> list[dict[str, float | int]]:
     """Train a net by a recipe and evaluate it after each epoch.
 
@@ -264,13 +263,14 @@ def fit(
         device: where everything runs.
         progress: show a bar (stderr) and print one line per epoch (stdout).
         graph: on a CUDA device, replay the training step as a CUDA graph; if False, run the plain loop.
+        soft: float (N, 10), the soft labels of the training images if the recipe has distillation.
 
     Returns:
         The history: per epoch `epoch` (from 1), `lr` (of its last step), `train_loss`,
         `train_correct`, `train_total`, `test_loss`, `test_correct`, `test_total` and `seconds`
         (training and evaluation). The training figures are those of the weights in motion.
     """
-    return fit_together([model], recipe, digits, [seed], device, progress, graph)[0]
+    return fit_together([model], recipe, digits, [seed], device, progress, graph, soft)[0]
 
 
 def fit_together(
@@ -281,6 +281,7 @@ def fit_together(
     device: torch.device | str = "cpu",
     progress: bool = True,
     graph: bool = True,
+    soft: Tensor | None = None,
 ) -> list[list[dict[str, float | int]]]:
     """`fit` for several nets at once, each from its own seed; on a CUDA device their steps run side by side.
 
@@ -298,7 +299,10 @@ def fit_together(
     device = torch.device(device)
     torch.manual_seed(seeds[0])  # dropout takes its random numbers from the global generator
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in digits)
-    trainings = [Training(model, recipe, seed, device) for model, seed in zip(models, seeds, strict=True)]
+    if soft is not None and len(soft) != len(train_images):
+        raise ValueError(f"soft labels have to be one for each training image: {len(train_images)}, not {len(soft)}")
+    soft = None if soft is None else soft.to(device)
+    trainings = [Training(model, recipe, seed, device, soft) for model, seed in zip(models, seeds, strict=True)]
     graphs = [t.graphed(train_images, train_labels) for t in trainings] if graph and device.type == "cuda" else []
     bar = tqdm(
         total=len(models) * recipe.epochs * math.ceil(len(train_images) / recipe.batch_size),

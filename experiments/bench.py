@@ -37,19 +37,19 @@ from torchvision.datasets import MNIST
 from tqdm import tqdm
 
 import utils
-from experiments.study import NormFirstNet
+from experiments.variants import NormFirstNet
 from model import STEPS
 from tinymnist import augmentation
 from tinymnist.data import default_root
 from tinymnist.parallel import in_processes
 from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, write_atomically
 from train import OneLineParser
-from utils import Digits, Recipe, fit, load_mnist, pick_device
+from utils import Digits, Recipe, fit, load_mnist, pick_device, soft_labels
 
 REPEATS = 3
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
 SEEDS = {"cpu": 4, "cuda": 100}  # for the part "seeds"
-PARTS = ("pipelines", "changes", "seeds")
+PARTS = ("pipelines", "changes", "teacher", "seeds")
 FINAL = STEPS[3]
 STOCK_RECIPE = Recipe(epochs=1, batch_size=128, max_lr=0.01, rotation=7.0)
 
@@ -97,11 +97,25 @@ def stock_epochs(device: torch.device, workers: int) -> list[float]:
 
 
 def our_epochs(net: nn.Module, recipe: Recipe, device: torch.device, graph: bool = True) -> list[float]:
-    """Seconds of each epoch with evaluation on our pipeline."""
-    digits = load_mnist()
-    few = Digits(*(tensor[: WARM_UP * recipe.batch_size] for tensor in digits))
-    fit(copy.deepcopy(net), replace(recipe, epochs=1), few, 0, device, progress=False, graph=graph)
-    return [record["seconds"] for record in fit(net, recipe, digits, 0, device, progress=False, graph=graph)]
+    """Seconds of each epoch with evaluation on our pipeline; soft labels are taken as given."""
+    digits, some = load_mnist(), WARM_UP * recipe.batch_size
+    few = Digits(*(tensor[:some] for tensor in digits))
+    soft = torch.full((len(digits.train_images), 10), 0.1) if recipe.distillation else None
+    few_soft = None if soft is None else soft[:some]
+    options = {"device": device, "progress": False, "graph": graph}
+    fit(copy.deepcopy(net), replace(recipe, epochs=1), few, soft=few_soft, **options)
+    return [record["seconds"] for record in fit(net, recipe, digits, soft=soft, **options)]
+
+
+def teacher_seconds(job: str, _: None) -> dict[str, float]:
+    """Seconds that the teacher of the final step costs: one epoch of its training, and the soft labels it gives."""
+    device, digits = torch.device(job), load_mnist()
+    teacher = FINAL.teacher()
+    epoch = statistics.mean(our_epochs(teacher, replace(FINAL.teacher_recipe, epochs=2), device))
+    images = digits.train_images.to(device)
+    start = time.perf_counter()
+    soft_labels(teacher, images, FINAL.recipe).sum().item()
+    return {"epoch": epoch, "soft_labels": time.perf_counter() - start}
 
 
 @dataclass(frozen=True)
@@ -303,7 +317,12 @@ def main(arguments: list[str] | None = None) -> int:
     path = RESULTS / f"bench_{device.type}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for part in options.parts or PARTS:
-        measured = time_seeds(device) if part == "seeds" else time_contenders(part, device)
+        if part == "seeds":
+            measured = time_seeds(device)
+        elif part == "teacher":
+            [measured] = in_processes(teacher_seconds, [str(device)], threads=torch.get_num_threads())
+        else:
+            measured = time_contenders(part, device)
         results[part] = measured | {
             "hardware": hardware(device),
             "torch_version": torch.__version__,

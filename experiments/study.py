@@ -1,166 +1,154 @@
-"""The study: single changes to a step, each over several random seeds, judged on held-out training images.
+"""The study: many short trainings that differ in one thing, each over several random seeds.
 
-Each variant is written as a difference from its step. The test set is not read. One file is written per
-finished run, in `results/study/VARIANT/seed_K.json`; a second call runs what is missing, in as many
+    python -m experiments.study                     everything that is missing
+    python -m experiments.study changes/step3-no    only runs whose name contains one of these words
+    python -m experiments.study --device cuda       on a GPU; the default is the CPU
+
+`search` is what was tried on the way to the final step, `changes` are single changes to the steps and `sizes` are
+candidates for smaller nets. They are judged on held-out training images, so that the test set has no part in a
+choice: random seed 0 on the last 10,000, the others on other sixths, so that a difference does not hang on the images
+of one. `prior`, and `small` with the best candidates, train on all images and report on the test set. One file is
+written per finished run, `results/study/GROUP/VARIANT/seed_K.json`; a second call runs what is missing, in as many
 single-thread processes as there are cores.
-
-    python -m experiments.study                    everything
-    python -m experiments.study step2-no    only variants whose name contains one of these words
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import STEPS, FinalNet, RegularizedNet
+from experiments import search, variants
+from experiments.variants import Variant
+from model import STEPS
+from tinymnist import runs
 from tinymnist.parallel import cores, in_processes
-from tinymnist.runs import RESULTS
-from utils import STD, Recipe, fit, load_mnist, save_run, validation_split
-
-SEEDS = range(5)
+from train import OneLineParser, teachers_soft_labels
+from utils import DataError, Digits, fit, load_mnist, pick_device, validation_split
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A step with one thing changed.
+class Group:
+    """A part of the study.
 
     Attributes:
-        step: the step that it differs from.
-        change: the difference in words.
-        net: makes the net.
-        recipe: how it is trained.
+        variants: makes its variants by name.
+        held_out: whether it is judged on held-out training images, not on the test set.
+        seeds: how many random seeds each variant is trained from.
+        close: variants that are trained from three at least, because they were close.
     """
 
-    step: int
-    change: str
-    net: Callable[[], nn.Module]
-    recipe: Recipe
+    variants: Callable[[], dict[str, Variant]]
+    held_out: bool
+    seeds: int
+    close: frozenset[str] = frozenset()
+
+    def count(self, name: str) -> int:
+        """How many random seeds a variant is trained from."""
+        return max(self.seeds, 3) if name in self.close else self.seeds
 
 
-class BigKernelNet(RegularizedNet):
-    """Step 2 with the head of Step 1: a second pooling and a 4x4 kernel, for the fifth convolution and GAP."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv5, self.norm5, self.gap = nn.Conv2d(16, 10, 4), nn.Identity(), nn.Identity()
-        self.head = nn.Flatten()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.norm1(self.conv1(x)))
-        x = self.drop(self.pool(F.relu_(self.norm2(self.conv2(x)))))
-        x = F.relu_(self.norm3(self.conv3(x)))
-        x = self.pool(self.drop(F.relu_(self.norm4(self.conv4(x)))))
-        return self.head(self.conv5(x))
+GROUPS = {
+    "search": Group(search.trials, True, 1, search.CLOSE),
+    "changes": Group(variants.changes, True, 5),
+    "prior": Group(variants.prior, False, 3),
+    "sizes": Group(variants.sizes, True, 2),
+    "small": Group(variants.small, False, 5),
+}
+PARTS = (5, 0, 1, 2, 3, 4)  # the sixth of the training images that is held out, by random seed
+SPLITS = ("validation", "validation-0", "validation-1", "validation-2", "validation-3", "validation-4")
+Job = tuple[str, str, int]
 
 
-def step2_without_batchnorm() -> nn.Module:
-    """Step 2 with a bias in each convolution in place of BatchNorm."""
-    net = RegularizedNet()
-    for i in range(1, 6):
-        conv = getattr(net, f"conv{i}")
-        conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
-        setattr(net, f"norm{i}", nn.Identity())
-    return net
+def record_path(group: str, name: str, seed: int) -> Path:
+    """Where the record of a run goes."""
+    return runs.RESULTS / "study" / group / name / f"seed_{seed}.json"
 
 
-def step2_without_dropout() -> nn.Module:
-    """Step 2 with nothing in the place of its dropout."""
-    net = RegularizedNet()
-    net.drop = nn.Identity()
-    return net
+def load_study(group: str, name: str) -> list[runs.Run]:
+    """The runs of a variant, all random seeds.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+    """
+    return runs.load_runs(f"study/{group}/{name}", GROUPS[group].count(name))
 
 
-class AveragedHeadNet(FinalNet):
-    """Step 3 with global average pooling over the 3x3 map, and the freed parameters in wider layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv2, self.norm2 = nn.Conv2d(8, 18, 3, padding=1, bias=False), nn.BatchNorm2d(18)
-        self.conv3, self.norm3 = nn.Conv2d(18, 18, 3, padding=1, bias=False), nn.BatchNorm2d(18)
-        self.conv4, self.norm4 = nn.Conv2d(18, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20)
-        self.head = nn.Linear(20, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu_(self.norm2(self.conv2(x)))
-        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
-        return self.head(x.mean((2, 3)))
+def all_jobs() -> list[Job]:
+    """Every run of the study: group, variant and random seed."""
+    jobs = [
+        (group, name, seed) for group, g in GROUPS.items() for name in g.variants() for seed in range(g.count(name))
+    ]
+    return sorted(jobs, key=lambda job: job[2])  # a first random seed of everything, then a second
 
 
-class NormFirstNet(FinalNet):
-    """Step 3 with the usual order: convolution, BatchNorm, ReLU, and pooling last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(F.relu_(self.norm1(self.conv1(x))))
-        x = F.relu_(self.norm2(self.conv2(x)))
-        x = self.pool(F.relu_(self.norm3(self.conv3(x))))
-        x = self.pool(F.relu_(self.norm4(self.conv4(x))))
-        return self.head(x.flatten(1))
+def images(split: str) -> Digits:
+    """MNIST as it is ("test"), or one sixth of its training images held out (SPLITS)."""
+    return load_mnist() if split == "test" else validation_split(load_mnist(), PARTS[SPLITS.index(split)])
 
 
-class MeanSubtractedNet(FinalNet):
-    """Step 3 on the usual input of mean 0, in which the background is not what the convolutions pad with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - 0.1307 / STD)
-
-
-def variants() -> dict[str, Variant]:
-    """All variants by name; "stepK" is the step unchanged, on the same footing."""
-    second, third = STEPS[2].recipe, STEPS[3].recipe
-    plain = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
-    return {
-        "step2": Variant(2, "(none)", STEPS[2].net, second),
-        "step2-no-batchnorm": Variant(2, "no BatchNorm", step2_without_batchnorm, second),
-        "step2-no-dropout": Variant(2, "no dropout", step2_without_dropout, second),
-        "step2-big-kernel": Variant(2, "4x4 kernel for the fifth convolution and GAP", BigKernelNet, second),
-        "step3": Variant(3, "(none)", STEPS[3].net, third),
-        "step3-no-augmentation": Variant(3, "no augmentation", STEPS[3].net, replace(third, **plain)),
-        "step3-step-schedule": Variant(3, "step schedule for one-cycle", STEPS[3].net, replace(third, schedule="step")),
-        "step3-no-average": Variant(3, "no weight average", STEPS[3].net, replace(third, average=0.0)),
-        "step3-gap": Variant(3, "GAP and wider layers for the flattened map", AveragedHeadNet, third),
-        "step3-mean-subtracted": Variant(3, "mean subtracted from the input", MeanSubtractedNet, third),
-        "step3-norm-first": Variant(3, "pooling after BatchNorm and ReLU", NormFirstNet, third),
-    }
+def split_of(job: Job) -> str:
+    """What a run is judged on."""
+    group, _, seed = job
+    return SPLITS[seed] if GROUPS[group].held_out else "test"
 
 
-def run_one(job: tuple[str, int], _: None) -> None:
+def taught(split: str, device: str) -> tuple[str, np.ndarray]:
+    """A split and the soft labels of its training images; the teacher of Step 3 is trained if it is not there."""
+    seed = 0 if split == "test" else SPLITS.index(split)
+    place = runs.RESULTS / ("teacher" if split == "test" else "study/teacher") / f"seed_{seed}.json"
+    facts = {"data": "mnist", "split": split, "seed": seed, "progress": False}
+    recipe = STEPS[3].teacher_recipe
+    return split, teachers_soft_labels(3, images(split), torch.device(device), [place], recipe, **facts).numpy()
+
+
+def run_one(job: Job, shared: tuple[dict[str, np.ndarray], str]) -> None:
     """Train one variant from one random seed, and write the file."""
-    name, seed = job
-    variant = variants()[name]
+    name, variant_name, seed = job
+    by_split, device = shared[0], torch.device(shared[1])
+    split, variant = split_of(job), GROUPS[name].variants()[variant_name]
     torch.manual_seed(seed)
     net = variant.net()
-    history = fit(net, variant.recipe, validation_split(load_mnist()), seed=seed, progress=False)
-    save_run(
-        RESULTS / "study" / name / f"seed_{seed}.json",
+    soft = torch.from_numpy(by_split[split]) if variant.recipe.distillation else None
+    with variant.patch():
+        history = fit(net, variant.recipe, images(split), seed=seed, device=device, progress=False, soft=soft)
+    runs.save_run(
+        record_path(*job),
         net,
         variant.recipe,
         history,
         step=variant.step,
         seed=seed,
-        device=torch.device("cpu"),
-        split="validation",
+        device=device,
+        split=split,
         weights=False,
     )
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, several processes at a time."""
-    chosen = [name for name in variants() if not words or any(word in name for word in words)]
-    jobs = [(name, seed) for seed in SEEDS for name in chosen]
-    jobs = [job for job in jobs if not (RESULTS / "study" / job[0] / f"seed_{job[1]}.json").exists()]
-    for _ in tqdm(in_processes(run_one, jobs, processes=cores()), total=len(jobs), unit="run", smoothing=0):
-        pass
+    parser = OneLineParser(prog="study.py", description="Run what is missing of the study.", allow_abbrev=False)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="run only what has one of these in GROUP/VARIANT")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options = parser.parse_args(arguments)
+    try:
+        device = pick_device(options.device)
+        jobs = [job for job in all_jobs() if not record_path(*job).exists()]
+        if options.words:
+            jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
+        splits = {split_of(job) for job in jobs if GROUPS[job[0]].variants()[job[1]].recipe.distillation}
+        shared = dict(in_processes(taught, sorted(splits), str(device), cores())), str(device)
+        for _ in tqdm(in_processes(run_one, jobs, shared, cores()), total=len(jobs), unit="run", smoothing=0):
+            pass
+    except (DataError, ValueError, OSError) as error:
+        parser.exit(2, f"study.py: {error}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

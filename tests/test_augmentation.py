@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as reference
 from torchvision.transforms import InterpolationMode
 
+from tinymnist.augmentation import random_boldness
 from utils import Recipe, affine, augment, normalize, random_affine
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)
@@ -111,3 +113,23 @@ def test_images_are_drawn_apart_and_repeat_with_the_generator():
     again = random_affine(images, rotation=20, generator=torch.Generator().manual_seed(2))
     assert torch.equal(first, again)
     assert all(not torch.equal(first[0], first[i]) for i in (1, 2, 3))
+
+
+def test_boldness_changes_strokes_and_leaves_the_background(drawn):
+    images = drawn.train_images[:64, None].float() / 255
+    moved = random_boldness(images, 0.5)
+    assert moved.shape == images.shape
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    near = F.max_pool2d(images, 3, stride=1, padding=1) > 0
+    assert (moved[~near] == 0).all()
+    change = (moved - images).sum((1, 2, 3))
+    assert (change > 1).any()
+    assert (change < -1).any()
+    assert random_boldness(images, 0.0) is images
+
+
+def test_boldness_is_drawn_from_the_generator(drawn):
+    images = drawn.train_images[:8, None].float() / 255
+    first, again = (random_boldness(images, 0.5, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)

@@ -13,8 +13,9 @@ CPU = torch.device("cpu")
 
 
 def test_multiply_adds_are_those_counted_by_hand():
-    first, others = 72 * 28 * 28, (1152 + 2304) * 14 * 14 + 2592 * 7 * 7 + 162 * 10
-    forward, training = first + others, 2 * first + 3 * others  # no gradient of the image is needed
+    first, others = 72 * 24 * 24, (1152 + 2304) * 12 * 12 + 2592 * 6 * 6 + 162 * 10
+    upright = 5 * 28 * 28 + 2 * 3 * 24 * 24  # the moments, and where to sample
+    forward, training = upright + first + others, upright + 2 * first + 3 * others  # no gradient of the image is needed
     assert bench.multiply_adds(FinalNet()) == 60_000 * training + 10_000 * forward
 
 

@@ -15,7 +15,7 @@ from tinymnist.cuda_graph import PLAIN_STEPS, StepGraph, train_epoch_together
 from utils import Recipe, Training, fit, fit_together
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-RECIPE = replace(STEPS[3].recipe, epochs=5)  # 1,200 images: nine batches of 128 and one of 48
+RECIPE = replace(STEPS[3].recipe, epochs=5, distillation=0.0)  # 1,200 images: nine batches of 128 and one of 48
 
 
 def nets(number: int, seeds: range) -> list[torch.nn.Module]:
@@ -32,11 +32,10 @@ def figures(history: list[dict], key: str) -> list[float]:
 
 @needs_cuda
 @pytest.mark.parametrize("number", STEPS)
-def test_the_graph_does_what_the_plain_loop_does(drawn, number, capsys):
+def test_the_graph_does_what_the_plain_loop_does(drawn, drawn_soft, number, capsys):
     recipe = replace(STEPS[number].recipe, epochs=5)
-    plain, graphed = (
-        fit(nets(number, range(1))[0], recipe, drawn, 3, "cuda", progress=False, graph=graph) for graph in (False, True)
-    )
+    options = {"device": "cuda", "progress": False, "soft": drawn_soft(recipe)}
+    plain, graphed = (fit(nets(number, range(1))[0], recipe, drawn, 3, graph=graph, **options) for graph in (0, 1))
     assert capsys.readouterr().err == ""  # captured, not fallen back
     assert figures(graphed, "train_loss") == pytest.approx(figures(plain, "train_loss"), rel=1e-3)
     assert figures(graphed, "test_loss") == pytest.approx(figures(plain, "test_loss"), rel=1e-2)
@@ -164,14 +163,15 @@ def test_bookkeeping_of_the_graph(drawn, stand_in):
 
 @pytest.mark.parametrize("number", STEPS)
 @pytest.mark.usefixtures("stand_in")
-def test_a_step_asks_the_device_for_no_number(drawn, number):
+def test_a_step_asks_the_device_for_no_number(drawn, drawn_soft, number):
     class Watcher(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             seen.add(func.overloadpacket)
             return func(*args, **(kwargs or {}))
 
     seen = set()
-    training = Training(nets(number, range(1))[0], STEPS[number].recipe, 0, torch.device("cpu"))
+    recipe = STEPS[number].recipe
+    training = Training(nets(number, range(1))[0], recipe, 0, torch.device("cpu"), drawn_soft(recipe))
     steps = training.graphed(drawn.train_images, drawn.train_labels)
     steps.start_epoch()
     steps.run(128)

@@ -131,6 +131,18 @@ def test_validation_split_takes_the_last_sixth():
     assert split.test_labels.tolist() == split.test_images[:, 0, 0].tolist() == [10, 11]
 
 
+def test_the_parts_of_the_validation_split_cover_the_training_images():
+    images, labels = torch.arange(60).view(60, 1, 1), torch.arange(60)
+    digits = Digits(images, labels, images[:3], labels[:3])
+    held_out = [validation_split(digits, part).test_labels.tolist() for part in range(6)]
+    assert [label for labels in held_out for label in labels] == list(range(60))
+    for part, found in enumerate(held_out):
+        split = validation_split(digits, part)
+        assert split.test_images.flatten().tolist() == found
+        assert sorted(split.train_labels.tolist() + found) == list(range(60))
+        assert split.train_images.flatten().tolist() == split.train_labels.tolist()
+
+
 def test_validation_split_of_mnist(mnist):
     split = validation_split(mnist)
     assert len(split.train_images) == 50_000

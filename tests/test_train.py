@@ -67,6 +67,32 @@ def test_a_run_writes_its_record_and_weights(capsys, tmp_path):
     assert (net.eval()(normalize(digits.test_images)).argmax(1) == digits.test_labels).sum() == correct
 
 
+def test_the_teacher_is_trained_once_and_kept(capsys, tmp_path):
+    arguments = ("--step", 3, "--epochs", 1, "--data", "drawn", "--out", tmp_path)
+    code, out, _ = call(capsys, *arguments, "--seed", 0)
+    assert code == 0
+    assert "43,930 parameters, is trained first" in out
+    teacher = json.loads((tmp_path / "teacher" / "seed_0.json").read_text())
+    assert (teacher["params"], teacher["recipe"]["distillation"]) == (43_930, 0)
+    code, out, _ = call(capsys, *arguments, "--seeds", 2)
+    assert code == 0
+    assert "trained first" not in out
+    assert f"teacher: {tmp_path / 'teacher' / 'seed_0.json'}" in out
+    (tmp_path / "teacher" / "seed_0.json").write_text("{}")
+    assert "trained first" in call(capsys, *arguments, "--seed", 1)[1]
+
+
+def test_the_published_teacher_is_for_its_own_images(capsys, tmp_path, monkeypatch, drawn):
+    """It is taken for MNIST, not for other data, and not if a new one is asked for."""
+    published = train.RESULTS / "teacher" / "seed_0.json"
+    monkeypatch.setattr(train, "load_mnist", lambda root: drawn)
+    arguments = ("--step", 3, "--epochs", 1, "--out", tmp_path)
+    assert f"teacher: {published}" in call(capsys, *arguments)[1]
+    assert not (tmp_path / "teacher").exists()
+    assert "trained first" in call(capsys, *arguments, "--new-teacher")[1]
+    assert "trained first" in call(capsys, *arguments, "--data", "drawn", "--out", tmp_path / "drawn")[1]
+
+
 def test_seeds_are_trained_and_finished_ones_kept(capsys, tmp_path):
     arguments = ["--step", 1, "--seeds", 2, "--epochs", 1, "--data", "drawn", "--out", tmp_path]
     assert call(capsys, *arguments)[0] == 0
@@ -144,7 +170,7 @@ def test_summary_shows_the_net_and_trains_nothing(capsys, tmp_path, monkeypatch)
     ("accuracies", "code", "verdict"), [([9940] * 5, 0, "target met"), ([9940] * 4 + [9939], 1, "MISSED")]
 )
 def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn, accuracies, code, verdict):
-    def pretend(net, recipe, digits, seed, device, progress):
+    def pretend(*_args, **_options):
         keys = ("train_loss", "train_correct", "train_total", "test_loss", "test_total", "lr", "seconds")
         counts = [9000] * 10 + accuracies
         return [

@@ -9,6 +9,7 @@ from torch import nn
 
 from model import STEPS, FinalNet, RegularizedNet
 from tinymnist.batchnorm import fast_batchnorm
+from tinymnist.distillation import distillation_loss
 from utils import (
     Digits,
     Recipe,
@@ -20,6 +21,7 @@ from utils import (
     learning_rates,
     normalize,
     pick_device,
+    soft_labels,
     train_epoch,
 )
 
@@ -209,10 +211,10 @@ def test_without_an_average_the_net_itself_is_evaluated(drawn):
 
 
 @pytest.mark.parametrize("number", STEPS)
-def test_fit_learns_drawn_digits(drawn, number):
+def test_fit_learns_drawn_digits(drawn, drawn_soft, number):
     torch.manual_seed(0)
-    net = STEPS[number].net()
-    history = fit(net, replace(STEPS[number].recipe, epochs=8, batch_size=32), drawn, progress=False)
+    net, recipe = STEPS[number].net(), replace(STEPS[number].recipe, epochs=8, batch_size=32)
+    history = fit(net, recipe, drawn, progress=False, soft=drawn_soft(recipe))
     assert [record["epoch"] for record in history] == list(range(1, 9))
     assert list(history[0]) == [
         "epoch", "lr", "train_loss", "train_correct", "train_total",
@@ -224,20 +226,21 @@ def test_fit_learns_drawn_digits(drawn, number):
     assert evaluate(net, drawn.test_images, drawn.test_labels)[1] == history[-1]["test_correct"]
 
 
-def run(digits: Digits, seed: int, number: int = 2) -> tuple[list, dict[str, torch.Tensor]]:
+def run(digits: Digits, soft: torch.Tensor | None, seed: int, number: int) -> tuple[list, dict[str, torch.Tensor]]:
     torch.manual_seed(seed)
     net = STEPS[number].net()
     recipe = replace(STEPS[number].recipe, epochs=2)
-    history = fit(net, recipe, digits, seed=seed, progress=False)
+    history = fit(net, recipe, digits, seed=seed, progress=False, soft=soft)
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history], net.state_dict()
 
 
 @pytest.mark.parametrize("number", STEPS)
-def test_the_same_seed_gives_the_same_bits(drawn, number):
-    history, state = run(drawn, 3, number)
+def test_the_same_seed_gives_the_same_bits(drawn, drawn_soft, number):
+    soft = drawn_soft(STEPS[number].recipe)
+    history, state = run(drawn, soft, 3, number)
     torch.rand(7)  # whatever else was drawn in between
-    again, state_again = run(drawn, 3, number)
-    other, _ = run(drawn, 4, number)
+    again, state_again = run(drawn, soft, 3, number)
+    other, _ = run(drawn, soft, 4, number)
     assert history == again
     assert all(torch.equal(state[name], state_again[name]) for name in state)
     assert history != other
@@ -275,6 +278,58 @@ def test_describe_changes_names_each_difference():
     assert describe_changes(Recipe(), Recipe()) == "no change"
     text = describe_changes(Recipe(max_lr=0.1), Recipe(max_lr=0.2, schedule="step"))
     assert text.splitlines() == ["max_lr: 0.1 -> 0.2", "schedule: constant -> step"]
+
+
+def test_soft_labels_are_probabilities_at_the_temperature():
+    images, _ = numbered(5)
+    hot, cold = Recipe(distillation=0.5, temperature=100.0), Recipe(distillation=0.5, temperature=1.0)
+    teacher = FromPixels().train()
+    soft = soft_labels(teacher, images, cold, batch_size=2)
+    assert soft.shape == (5, 10)
+    assert soft.dtype == torch.float32
+    assert torch.allclose(soft, torch.eye(10)[:5], atol=1e-6)
+    assert soft_labels(teacher, images, hot).max() < 0.2
+    assert teacher.training
+
+
+def test_soft_labels_average_over_augmented_copies(drawn):
+    recipe = Recipe(distillation=0.5, rotation=30.0, translation=0.2)
+    net = FinalNet()
+    many = soft_labels(net, drawn.train_images[:64], recipe)
+    assert torch.equal(many, soft_labels(net, drawn.train_images[:64], recipe))
+    assert not torch.allclose(many, soft_labels(net, drawn.train_images[:64], recipe, views=1))
+    assert torch.allclose(many.sum(1), torch.ones(64))
+
+
+def test_distillation_loss_is_what_hinton_wrote():
+    logits, labels = torch.randn(6, 10), torch.arange(6)
+    soft = torch.randn(6, 10).softmax(1)
+    recipe = Recipe(distillation=0.3, temperature=2.0)
+    hard = F.cross_entropy(logits, labels)
+    by_hand = 0.7 * hard - 0.3 * 4 * (soft * (logits / 2).log_softmax(1)).sum(1).mean()
+    assert distillation_loss(hard, logits, soft, recipe).item() == pytest.approx(by_hand.item())
+    assert distillation_loss(hard, logits, soft, replace(recipe, distillation=0.0)) == hard
+
+
+def test_a_pupil_follows_its_teacher_and_not_the_labels(drawn):
+    """With all of the loss on soft labels that say the digit plus one, the net answers that."""
+    recipe = replace(TINY, epochs=3, distillation=1.0)
+    soft = torch.eye(10)[(drawn.train_labels + 1) % 10]
+    torch.manual_seed(0)
+    net = FinalNet()
+    fit(net, recipe, drawn, progress=False, soft=soft)
+    _, correct, total = evaluate(net, drawn.test_images, (drawn.test_labels + 1) % 10)
+    assert correct > 0.8 * total
+
+
+def test_soft_labels_and_recipe_have_to_fit(drawn):
+    soft = torch.full((len(drawn.train_images), 10), 0.1)
+    with pytest.raises(ValueError, match="needs soft labels"):
+        fit(FinalNet(), replace(TINY, distillation=0.5), drawn, progress=False)
+    with pytest.raises(ValueError, match="no use for soft labels"):
+        fit(FinalNet(), TINY, drawn, progress=False, soft=soft)
+    with pytest.raises(ValueError, match="one for each training image"):
+        fit(FinalNet(), replace(TINY, distillation=0.5), drawn, progress=False, soft=soft[1:])
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "meta", ""])

@@ -1,10 +1,43 @@
-"""Affine augmentation of a whole batch at once, on the device that holds it."""
+"""From uint8 images to a net's input: normalization, and augmentation of a whole batch on the device that holds it."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tinymnist.recipe import Recipe
+
+STD = 0.3081  # standard deviation of the training images' pixels, on a scale from 0 to 1
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Turn images into the net's input: pixels of standard deviation 1, background 0.
+
+    The mean is not subtracted, so that the zeros with which a convolution pads continue the background.
+
+    Args:
+        images: uint8 (N, 28, 28), or float (N, 1, 28, 28) from 0 to 1.
+
+    Returns:
+        float32 (N, 1, 28, 28).
+    """
+    if images.dtype == torch.uint8:
+        images = images.unsqueeze(1).float() / 255
+    return images / STD
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = None) -> Tensor:
+    """Turn uint8 (N, 28, 28) into a training batch: augmented as the recipe says, then normalized.
+
+    The images are moved while their background is 0, so that what comes in from outside is background.
+
+    Returns:
+        float32 (N, 1, 28, 28).
+    """
+    x = images.unsqueeze(1).float() / 255
+    x = random_affine(x, recipe.rotation, recipe.translation, recipe.scale, recipe.shear, generator)
+    return normalize(random_boldness(x, recipe.boldness, generator))
 
 
 def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
@@ -80,3 +113,27 @@ def random_affine(
         return images
     u = torch.rand(5, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
     return affine(images, rotation * u[0], translation * u[1], translation * u[2], 1 + scale * u[3], shear * u[4])
+
+
+def random_boldness(images: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
+    """Make the strokes of each image bolder or lighter at random, as pens and hands differ.
+
+    Where a pixel is less than twice the mean of the 3x3 pixels around it, which is so inside and beside a stroke,
+    a random share of the difference is added or taken away.
+
+    Args:
+        images: float (N, 1, H, W) from 0 = background to 1.
+        strength: largest share, either way.
+        generator: source of the random numbers, on the device of `images`.
+
+    Returns:
+        float (N, 1, H, W) from 0 to 1; `images` itself when the strength is 0.
+    """
+    if not strength:
+        return images
+    share = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    padded = F.pad(images, (1, 1, 1, 1))  # sums of shifted copies take a fifth of the time of F.avg_pool2d on a CPU
+    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
+    mean = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    difference = (2 * mean - images).clamp(min=0)
+    return (images + strength * share * difference).clamp(0, 1)

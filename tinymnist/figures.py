@@ -35,12 +35,13 @@ def plot_digits(images: Tensor, labels: Sequence[int] | Tensor, rows: int = 2) -
     return figure
 
 
-def plot_augmentation(before: Tensor, after: Sequence[Tensor]) -> Figure:
-    """Draw images in the first row, and below each its augmented versions on the same scale.
+def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[str] = ()) -> Figure:
+    """Draw images in the first row, and below each its changed versions on the same scale.
 
     Args:
         before: (N, 1, 28, 28).
         after: one (N, 1, 28, 28) per further row.
+        names: of the further rows; "draw 1" and so on if there are none.
     """
     figure, axes = plt.subplots(
         1 + len(after), len(before), figsize=(0.9 * len(before), 0.95 * (1 + len(after))), layout="constrained"
@@ -52,7 +53,7 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor]) -> Figure:
             axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("original", fontsize=9)
     for i in range(1, 1 + len(after)):
-        axes[i, 0].set_ylabel(f"draw {i}", fontsize=9)
+        axes[i, 0].set_ylabel(names[i - 1] if names else f"draw {i}", fontsize=9)
     plt.close(figure)
     return figure
 

@@ -126,6 +126,15 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def first_alone(self, function: Callable[[], Any]) -> Any:
+        """The result of a function that is called in the first rank of each machine, and after it in the others.
+
+        What the first downloads or writes is there for the others; each rank has to call this.
+        """
+        value = function() if self.local_rank == 0 else None
+        self.gather(None)
+        return value if self.local_rank == 0 else function()
+
     def share(self, jobs: Sequence[Any]) -> Sequence[Any]:
         """Those of the jobs that fall to this rank."""
         return jobs[self.rank :: self.world]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tinymnist.deslant import Deslant
+
 Pair = tuple[int, int]
 
 # In evaluation mode each value of the result depends on the values at the same place, and on no others.
@@ -90,7 +92,8 @@ class _Map:
 def receptive_field(model: nn.Module, input_size: int | Pair = 28) -> list[LayerField]:
     """The receptive-field table of a model: a row for the input and one per convolution and pooling.
 
-    Where paths join (a residual sum, a concatenation), the field is the union over all of them.
+    Where paths join (a residual sum, a concatenation), the field is the union over all of them. After a `Deslant`
+    layer, which moves whole rows of the image, fields are counted in pixels of the image that it returns.
 
     Args:
         model: takes float (1, C, H, W), C from its first convolution; it is run in evaluation mode
@@ -159,8 +162,13 @@ class _Watch(TorchDispatchMode):
     def _enter(self, name: str) -> Any:
         return lambda module, _inputs: self.running.append((name, module))
 
-    def _leave(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        self.running.pop()
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        name, _ = self.running.pop()
+        if isinstance(module, Deslant) and isinstance(output, Tensor):
+            height, width = output.shape[-2:]
+            before, after = _short(tuple(inputs[0].shape[-2:])), _short((height, width))
+            self.known[id(output)] = (output, _Map((_Axis(height), _Axis(width))))
+            self.rows.append(LayerField(name, 1, 1, -module.crop, 1, before, after, output.shape[1], 1, 1))
 
     def remove(self) -> None:
         """Take the hooks off the model."""

@@ -129,20 +129,32 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def load_runs(folder: str | os.PathLike[str]) -> list[Run]:
+def read_run(path: Path, expected: Run) -> Run | None:
+    """The record in a file if it says what is expected of it, else None; fields that a recipe lacks are defaults."""
+    try:
+        run = json.loads(path.read_text())
+        run["recipe"] = asdict(Recipe(**run["recipe"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return run if all(run.get(key) == value for key, value in expected.items()) else None
+
+
+def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[Run]:
     """The runs in a folder, by random seed.
 
     Args:
-        folder: relative to `results/` ("step3", "study/step2-no-dropout") or absolute.
+        folder: relative to `results/` ("step3", "study/changes/step2-no-dropout") or absolute.
+        count: how many there have to be, from random seeds 0 to count - 1; None takes those that are there.
 
     Raises:
-        FileNotFoundError: no run is there.
+        FileNotFoundError: no run is there, or one of the count is missing; the message names its file.
     """
     folder = RESULTS / folder
-    runs = [json.loads(path.read_text()) for path in folder.glob("seed_*.json")]
-    if not runs:
-        raise FileNotFoundError(f"no finished runs in {folder}: make results and make study write them")
-    return sorted(runs, key=lambda run: run["seed"])
+    paths = sorted(folder.glob("seed_*.json")) if count is None else [folder / f"seed_{k}.json" for k in range(count)]
+    for path in paths or [folder / "seed_0.json"]:
+        if not path.exists():
+            raise FileNotFoundError(f"no finished run {path}: make results and make study write them")
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
 
 
 def load_bench(part: str, device: str = "cpu") -> Run:

@@ -1,0 +1,192 @@
+"""The pictures of the README, each drawn from `results/` as SVG.
+
+The same results give the same bytes on one version of matplotlib. Another version writes a picture in other bytes,
+so what is compared is a fingerprint of what is drawn, which stands in the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.tables import load_errors, step_runs
+from model import STEPS
+from tinymnist import runs as storage
+from tinymnist.runs import accuracy
+from utils import receptive_field
+
+SIZE = 28  # pixels of a digit
+COLORS = {1: "tab:gray", 2: "tab:orange", 3: "tab:blue"}
+
+
+def learning_curves() -> Figure:
+    """Test accuracy of every run of the three steps over the epochs."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    for number, step in STEPS.items():
+        runs = step_runs(f"step{number}")
+        for i, run in enumerate(runs):
+            epochs = [record["epoch"] for record in run["history"]]
+            label = f"Step {number}: {step.theme} ({len(runs)} runs)" if i == 0 else None
+            values = [accuracy(record) for record in run["history"]]
+            axis.plot(epochs, values, color=COLORS[number], linewidth=1, alpha=0.8, label=label)
+    axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
+    axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(97.5, 99.8), xlim=(1, 15), xticks=range(1, 16))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def misclassified() -> Figure:
+    """The test images that most final models get wrong: label, the answer of most, votes and confidence."""
+    found = load_errors()
+    images = [entry for entry in found["images"] if "pixels" in entry]
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9, 1.55 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, entry in zip(axes.flat, images, strict=False):
+        pixels = np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(28, 28)
+        answer = int(np.argmax(entry["votes"]))
+        axis.imshow(pixels, cmap="gray_r")
+        title = f"{entry['label']} → {answer}\n{entry['votes'][answer]}/{found['models']}, {entry['confidence']:.0%}"
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def confusion() -> Figure:
+    """Labels against answers, summed over the final models; the diagonal is left out."""
+    counts = np.array(load_errors()["confusion"])
+    np.fill_diagonal(counts, 0)
+    figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    axis.imshow(counts, cmap="Blues")
+    for i, j in zip(*counts.nonzero(), strict=True):
+        color = "white" if counts[i, j] > counts.max() / 2 else "black"
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=color)
+    axis.set(xlabel="answer", ylabel="label", xticks=range(10), yticks=range(10))
+    return figure
+
+
+def spread() -> Figure:
+    """The last epoch of every run of the three steps, one point per random seed."""
+    figure, axis = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    for number, step in STEPS.items():
+        last = [accuracy(run["history"][-1]) for run in step_runs(f"step{number}")]
+        beside = [number + 0.1 * ((i * 7) % 5 - 2) for i in range(len(last))]
+        label = f"Step {number} ({len(last)} random seeds)"
+        axis.scatter(last, beside, s=22, color=COLORS[number], alpha=0.8, label=label)
+        axis.vlines(step.target, number - 0.4, number + 0.4, color="tab:green", linestyle="--", linewidth=1)
+    axis.set(xlabel="test accuracy in the last epoch (%)", yticks=list(STEPS), ylim=(3.6, 0.4))
+    axis.set_yticklabels([f"Step {number}" for number in STEPS])
+    axis.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def upright() -> Figure:
+    """Leaning digits, and what the first layer of Step 3 makes of them."""
+    examples = load_examples()
+    return _rows([("digit", examples["leaning"]), ("upright", examples["upright"])])
+
+
+def augmentation() -> Figure:
+    """Training images, and what three epochs make of them."""
+    examples = load_examples()
+    draws = [(f"epoch {i}", images) for i, images in enumerate(examples["draws"], start=1)]
+    return _rows([("image", examples["original"]), *draws])
+
+
+def receptive_fields() -> Figure:
+    """How much of the upright digit one value of each layer of Step 3 sees, drawn on the digit."""
+    image, rows = _image(load_examples()["digit"][0]), receptive_field(STEPS[3].net())[2:]
+    figure, axes = plt.subplots(1, len(rows), figsize=(9, 1.75), layout="constrained")
+    middle = (SIZE - 1) / 2
+    for axis, row in zip(axes, rows, strict=True):
+        axis.imshow(image, cmap="gray_r")
+        low, high = (min(max(middle + sign * row.receptive_field / 2, -0.5), SIZE - 0.5) for sign in (-1, 1))
+        box = plt.Rectangle((low, low), high - low, high - low, fill=True, alpha=0.25, color=COLORS[3])
+        axis.add_patch(box)
+        axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, linewidth=1.5, color=COLORS[3]))
+        axis.set_title(f"{row.name}\n{row.receptive_field}x{row.receptive_field}", fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def kernels() -> Figure:
+    """The kernels of the first convolution of Step 3, and below each what it answers to a digit."""
+    examples = load_examples()
+    figure, axes = plt.subplots(2, len(examples["kernels"]), figsize=(9, 2.5), layout="constrained")
+    for top, bottom, kernel, answer in zip(*axes, examples["kernels"], examples["answers"], strict=True):
+        for axis, values, side in ((top, kernel, 3), (bottom, answer, SIZE)):
+            most = max(map(abs, values))
+            axis.imshow(np.reshape(values, (side, side)), cmap="RdBu_r", vmin=-most, vmax=most)
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("kernel", fontsize=9)
+    axes[1, 0].set_ylabel("answer", fontsize=9)
+    return figure
+
+
+def load_examples() -> dict:
+    """What `experiments.examples` collected."""
+    path = storage.RESULTS / "examples.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: python -m experiments.examples writes it")
+    return json.loads(path.read_text())
+
+
+def _image(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(SIZE, SIZE)
+
+
+def _rows(rows: Sequence[tuple[str, Sequence[str]]]) -> Figure:
+    """Images in rows, each row with its name."""
+    columns = len(rows[0][1])
+    figure, axes = plt.subplots(len(rows), columns, figsize=(9, 1.15 * len(rows)), layout="constrained")
+    for line, (name, images) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(name, fontsize=9)
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(_image(image), cmap="gray_r")
+            axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def fingerprint(figure: Figure) -> str:
+    """A hash of what a figure shows: its lines, points, boxes, images and words."""
+    shown: list = []
+    for axis in figure.axes:
+        shown += [line.get_xydata().tolist() for line in axis.lines]
+        shown += [points.get_offsets().tolist() for points in axis.collections]
+        shown += [(*patch.get_xy(), patch.get_width()) for patch in axis.patches]
+        shown += [np.asarray(image.get_array()).tolist() for image in axis.images]
+        legend = axis.get_legend()
+        words = [axis.get_title(), axis.get_xlabel(), axis.get_ylabel(), *(t.get_text() for t in axis.texts)]
+        shown += words + ([t.get_text() for t in legend.get_texts()] if legend else [])
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def svg(draw: Callable[[], Figure]) -> bytes:
+    """A figure as SVG: no date, the same identifiers every time, and its fingerprint as description."""
+    with plt.rc_context({"svg.hashsalt": draw.__name__, "svg.fonttype": "path"}):
+        figure, buffer = draw(), io.BytesIO()
+        metadata = {"Date": None, "Creator": None, "Description": fingerprint(figure)}
+        figure.savefig(buffer, format="svg", metadata=metadata, facecolor="white")
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "learning_curves.svg": learning_curves,
+    "spread.svg": spread,
+    "upright.svg": upright,
+    "augmentation.svg": augmentation,
+    "receptive_fields.svg": receptive_fields,
+    "kernels.svg": kernels,
+    "misclassified.svg": misclassified,
+    "confusion.svg": confusion,
+}

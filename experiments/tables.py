@@ -1,0 +1,275 @@
+"""The values and tables of the report, each computed from `results/`.
+
+They are called by name when a document has a place for them, so that a missing file concerns its own values only.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+
+from experiments import search, speed_tables, variants
+from experiments.study import load_study, record_path
+from experiments.wording import Effect, block, mean_and_spread, setting
+from model import STEPS
+from tinymnist import runs as storage
+from tinymnist.runs import Run, accuracy, last_accuracies, load_runs, meets
+from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
+
+SEEDS = {"step1": 5, "step2": 5, "step3": 20}  # random seeds behind the result of a step
+HIGH = 99.5  # percent, the stricter mark for the final step
+GIVEN_UP = {"8-15-18-17": 6, "crop-overlapping": 8}  # random seeds of candidates that were read on the test set
+
+
+def step_runs(name: str) -> list[Run]:
+    """The published runs of a step, all random seeds."""
+    return load_runs(name, SEEDS[name])
+
+
+def values() -> dict[str, Callable[[], str]]:
+    """Every value by name."""
+    found: dict[str, Callable[[], str]] = {"results": results_table}
+    for number, step in STEPS.items():
+        name = f"step{number}"
+        found |= {
+            f"{name}-parameters": lambda step=step: f"{count_parameters(step.net()):,}",
+            f"{name}-target": lambda step=step: f"{step.target:.2f} %",
+            f"{name}-receptive-field": lambda step=step: block(receptive_field_table(receptive_field(step.net()))),
+            f"{name}-result": lambda number=number: step_result(number),
+            f"{name}-mean": lambda name=name: f"{statistics.mean(_last(name)):.2f} %",
+            f"{name}-five": lambda name=name: f"{statistics.mean(_five(name)):.2f} %",
+            f"{name}-train": lambda name=name: f"{statistics.mean(_last(name, 'train')):.2f} %",
+            f"{name}-gap": lambda name=name: (
+                f"{statistics.mean(_last(name, 'train')) - statistics.mean(_last(name)):.2f}"
+            ),
+            f"{name}-swing": lambda name=name: f"{_swing(step_runs(name)):.2f}",
+            f"{name}-held": lambda name=name, target=step.target: _held(step_runs(name), target),
+            f"{name}-lowest": lambda name=name: f"{min(_five(name)):.2f} %",
+            f"{name}-sd": lambda name=name: f"{statistics.stdev(_last(name)):.3f}",
+            f"{name}-high": lambda name=name: _held(step_runs(name), HIGH),
+            f"{name}-held-from": lambda name=name, target=step.target: held_from(step_runs(name), target),
+            f"{name}-setting": lambda name=name: setting(step_runs(name)),
+            f"{name}-seconds": lambda name=name: f"{statistics.mean(map(_seconds, step_runs(name))):.0f} s",
+        }
+        if number > 1:
+            found[f"{name}-effects"] = lambda number=number: effects_table(number, added=False)
+            found[f"{name}-added"] = lambda number=number: effects_table(number - 1, added=True)
+            found[f"{name}-recipe"] = lambda number=number: block(
+                f"```\n{describe_changes(STEPS[number - 1].recipe, STEPS[number].recipe)}\n```"
+            )
+    for name, variant in variants.changes().items():
+        if name != f"step{variant.step}":
+            found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
+            found[f"{name}-effect"] = lambda name=name: str(effect(name))
+            found[f"{name}-verdict"] = lambda name=name: effect(name).verdict
+    found |= {
+        "step2-study-setting": lambda: setting(load_study("changes", "step2")),
+        "step3-study-setting": lambda: setting(load_study("changes", "step3")),
+        "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
+        "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
+        "search": search_table,
+        "search-count": lambda: str(len(search.trials())),
+        "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
+        "prior": prior_table,
+        "sizes": sizes_table,
+        "small": small_table,
+        "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
+        "teacher-seconds": lambda: f"{_seconds(load_runs('teacher', 1)[0]):.0f} s",
+        "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
+    }
+    for name, count in GIVEN_UP.items():
+        found[f"given-up-{name}"] = lambda name=name, count=count: given_up(name, count)
+    return found | error_values() | speed_tables.values()
+
+
+def results_table() -> str:
+    """What the runs of each step say."""
+    lines = [
+        "| step | parameters | runs | last epoch: mean ± sd | lowest | target in each of the last 5 epochs | held by |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for number, step in STEPS.items():
+        runs, last = step_runs(f"step{number}"), _last(f"step{number}")
+        lines.append(
+            f"| {number}: {step.theme} | {runs[0]['params']:,} | {len(runs)} | {mean_and_spread(last)} % "
+            f"| {min(last):.2f} % | {step.target:.2f} % | **{_held(runs, step.target)}** |"
+        )
+    return block("\n".join(lines))
+
+
+def step_result(number: int) -> str:
+    """The last epochs of each run of a step."""
+    runs, target = step_runs(f"step{number}"), STEPS[number].target
+    count = len(last_accuracies(runs[0]))
+    epochs = [record["epoch"] for record in runs[0]["history"][-count:]]
+    lines = ["| random seed | " + " | ".join(f"epoch {e}" for e in epochs) + f" | at least {target:.2f} % in each |"]
+    lines.append("|---|" + "---:|" * len(epochs) + ":---:|")
+    for run in runs:
+        cells = " | ".join(f"{value:.2f}" for value in last_accuracies(run))
+        lines.append(f"| {run['seed']} | {cells} | {'yes' if meets(run, target) else 'no'} |")
+    columns = zip(*(last_accuracies(run) for run in runs), strict=True)
+    lines.append("| mean | " + " | ".join(f"{statistics.mean(column):.2f}" for column in columns) + " | |")
+    return block("\n".join(lines))
+
+
+def held_from(runs: list[Run], target: float) -> str:
+    """From which epoch on the runs stay at or above a target: the median and the latest of those that do."""
+    epochs = []
+    for run in runs:
+        below = [record["epoch"] for record in run["history"] if accuracy(record) < target]
+        epochs.append(max(below, default=0) + 1)
+    staying = [epoch for epoch in epochs if epoch <= len(runs[0]["history"])]
+    return f"epoch {statistics.median_high(staying)} (the latest: epoch {max(staying)})"
+
+
+def given_up(name: str, count: int) -> str:
+    """The last epoch of a candidate for the final step that was read on the test set, and not chosen."""
+    last = [accuracy(run["history"][-1]) for run in load_runs(f"given_up/{name}", count)]
+    return f"{mean_and_spread(last)} %, {len(last)} random seeds"
+
+
+def held_out(name: str, group: str = "changes") -> list[float]:
+    """Held-out accuracy in percent of each run of a variant, averaged over its last five epochs."""
+    return _means(load_study(group, name))
+
+
+def effect(name: str) -> Effect:
+    """The effect of a single change to a step."""
+    return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
+
+
+def effects_table(number: int, added: bool) -> str:
+    """What single changes to a step do: parts of the next step added to it, or its own parts changed."""
+    base = held_out(f"step{number}")
+    lines = [
+        f"| {'added' if added else 'changed'} | runs | accuracy: mean ± sd | difference (95 % interval) | effect |",
+        "|---|---:|---:|---:|---|",
+        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | |",
+    ]
+    for name, variant in variants.changes().items():
+        measured = record_path("changes", name, 0).parent.exists()
+        if measured and variant.step == number and variant.added == added and name != f"step{number}":
+            values, found = held_out(name), effect(name)
+            spread = mean_and_spread(values, 3)
+            lines.append(f"| {variant.change} | {len(values)} | {spread} % | {found} | {found.verdict} |")
+    return block("\n".join(lines))
+
+
+def search_table() -> str:
+    """What was tried on the way to the final step."""
+    base = statistics.mean(_means(load_study("search", "start")))
+    lines = ["| trial | parameters | runs | accuracy | against the start |", "|---|---:|---:|---:|---:|"]
+    for name, trial in search.trials().items():
+        runs = load_study("search", name)
+        mean = statistics.mean(_means(runs))
+        lines.append(f"| {trial.change} | {runs[0]['params']:,} | {len(runs)} | {mean:.3f} % | {mean - base:+.3f} |")
+    return block("\n".join(lines))
+
+
+def prior_table() -> str:
+    """The prior solutions with their recipe and with ours, beside what they published."""
+    lines = [
+        "| network | parameters | recipe | runs | last epoch: mean ± sd | last five: mean, lowest "
+        "| 99.40 % in each of the last 5 | seconds | published |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for name in variants.prior():
+        network, recipe = name.split("-")
+        runs = load_study("prior", name)
+        five = [value for run in runs for value in last_accuracies(run)]
+        seconds = statistics.mean(map(_seconds, runs))
+        published = variants.PUBLISHED[network] if recipe == "published" else ""
+        lines.append(
+            f"| {network} | {runs[0]['params']:,} | {recipe} | {len(runs)} "
+            f"| {mean_and_spread([accuracy(run['history'][-1]) for run in runs])} % "
+            f"| {statistics.mean(five):.2f} %, {min(five):.2f} % | {_held(runs, STEPS[3].target)} "
+            f"| {seconds:.0f} | {published} |"
+        )
+    return block("\n".join(lines))
+
+
+def sizes_table() -> str:
+    """The candidates for smaller nets, on held-out images."""
+    lines = ["| channels | parameters | runs | accuracy |", "|---|---:|---:|---:|"]
+    for name, variant in variants.sizes().items():
+        values = held_out(name, "sizes")
+        parameters = f"{count_parameters(variant.net()):,}"
+        lines.append(f"| {variant.change} | {parameters} | {len(values)} | {statistics.mean(values):.3f} % |")
+    return block("\n".join(lines))
+
+
+def small_table() -> str:
+    """How small a net of the same kind can be."""
+    lines = [
+        "| channels | parameters | runs | last epoch: mean ± sd | lowest of the last 3 epochs "
+        "| 99.40 % in each of the last 3 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, variant in variants.small().items():
+        runs = load_study("small", name)
+        lowest = [min(last_accuracies(run, 3)) for run in runs]
+        held = sum(value >= STEPS[3].target for value in lowest)
+        lines.append(
+            f"| {variant.change} | {runs[0]['params']:,} | {len(runs)} "
+            f"| {mean_and_spread([accuracy(run['history'][-1]) for run in runs])} % "
+            f"| {min(lowest):.2f} % | {held} of {len(runs)} |"
+        )
+    return block("\n".join(lines))
+
+
+def error_values() -> dict[str, Callable[[], str]]:
+    """The values about the errors of all final models."""
+    return {
+        "errors-models": lambda: str(load_errors()["models"]),
+        "errors-mean": lambda: f"{sum(map(sum, _wrong_votes())) / load_errors()['models']:.1f}",
+        "errors-ever": lambda: str(len(load_errors()["images"])),
+        "errors-all": lambda: str(sum(sum(votes) == load_errors()["models"] for votes in _wrong_votes())),
+        "errors-most": lambda: str(sum(2 * sum(votes) > load_errors()["models"] for votes in _wrong_votes())),
+        "errors-confused": lambda: most_confused(load_errors()["confusion"]),
+    }
+
+
+def load_errors() -> dict:
+    """What `experiments.errors` found."""
+    path = storage.RESULTS / "errors.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: python -m experiments.errors writes it")
+    return json.loads(path.read_text())
+
+
+def most_confused(confusion: list[list[int]], count: int = 3) -> str:
+    """The most frequent confusions, as "9 taken for 4 (31 times)"."""
+    pairs = [(confusion[i][j], i, j) for i in range(10) for j in range(10) if i != j]
+    return ", ".join(f"{i} taken for {j} ({n} times)" for n, i, j in sorted(pairs, reverse=True)[:count])
+
+
+def _wrong_votes() -> list[list[int]]:
+    """For each image that a model gets wrong, the votes for the wrong digits."""
+    return [[v for digit, v in enumerate(e["votes"]) if digit != e["label"]] for e in load_errors()["images"]]
+
+
+def _last(name: str, part: str = "test") -> list[float]:
+    return [accuracy(run["history"][-1], part) for run in step_runs(name)]
+
+
+def _five(name: str) -> list[float]:
+    return [value for run in step_runs(name) for value in last_accuracies(run)]
+
+
+def _means(runs: list[Run]) -> list[float]:
+    """Of each run, the mean of its last five epochs."""
+    return [statistics.mean(last_accuracies(run)) for run in runs]
+
+
+def _seconds(run: Run) -> float:
+    return sum(record["seconds"] for record in run["history"])
+
+
+def _swing(runs: list[Run]) -> float:
+    """Best minus worst of the last five epochs of a run, in points, on average over the runs."""
+    return statistics.mean(max(last_accuracies(run)) - min(last_accuracies(run)) for run in runs)
+
+
+def _held(runs: list[Run], target: float) -> str:
+    return f"{sum(meets(run, target) for run in runs)} of {len(runs)}"
