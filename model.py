@@ -98,7 +98,7 @@ class RegularizedNet(nn.Module):
 class FinalNet(nn.Module):
     """Step 3: the digit is set upright first, pooled early, and its last map read place by place.
 
-    The outer two rows and columns at each side, hardly ever inked, go before they cost anything. Padding keeps the
+    The outer two rows and columns at each side, with less than half a percent of the ink, are cut off. Padding keeps the
     strokes at the border; the last map is pooled to 3x3 and flattened, not averaged. Pooling stands before BatchNorm
     and ReLU, which then work on a quarter of the values.
 

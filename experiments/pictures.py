@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,7 +23,6 @@ from tinymnist import runs as storage
 from tinymnist.runs import accuracy
 from utils import receptive_field
 
-SIZE = 28  # pixels of a digit
 COLORS = {1: "tab:gray", 2: "tab:orange", 3: "tab:blue"}
 
 
@@ -53,9 +53,8 @@ def misclassified() -> Figure:
     for axis in axes.flat:
         axis.axis("off")
     for axis, entry in zip(axes.flat, images, strict=False):
-        pixels = np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(28, 28)
         answer = int(np.argmax(entry["votes"]))
-        axis.imshow(pixels, cmap="gray_r")
+        axis.imshow(_image(entry["pixels"]), cmap="gray_r")
         title = f"{entry['label']} → {answer}\n{entry['votes'][answer]}/{found['models']}, {entry['confidence']:.0%}"
         axis.set_title(title, fontsize=8)
     return figure
@@ -104,12 +103,13 @@ def augmentation() -> Figure:
 
 def receptive_fields() -> Figure:
     """How much of the upright digit one value of each layer of Step 3 sees, drawn on the digit."""
-    image, rows = _image(load_examples()["digit"][0]), receptive_field(STEPS[3].net())[2:]
+    image, rows = _image(load_examples()["upright"][0]), receptive_field(STEPS[3].net())[2:]
     figure, axes = plt.subplots(1, len(rows), figsize=(9, 1.75), layout="constrained")
-    middle = (SIZE - 1) / 2
+    size = len(image)
+    middle = (size - 1) / 2
     for axis, row in zip(axes, rows, strict=True):
         axis.imshow(image, cmap="gray_r")
-        low, high = (min(max(middle + sign * row.receptive_field / 2, -0.5), SIZE - 0.5) for sign in (-1, 1))
+        low, high = (min(max(middle + sign * row.receptive_field / 2, -0.5), size - 0.5) for sign in (-1, 1))
         box = plt.Rectangle((low, low), high - low, high - low, fill=True, alpha=0.25, color=COLORS[3])
         axis.add_patch(box)
         axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, linewidth=1.5, color=COLORS[3]))
@@ -123,9 +123,9 @@ def kernels() -> Figure:
     examples = load_examples()
     figure, axes = plt.subplots(2, len(examples["kernels"]), figsize=(9, 2.5), layout="constrained")
     for top, bottom, kernel, answer in zip(*axes, examples["kernels"], examples["answers"], strict=True):
-        for axis, values, side in ((top, kernel, 3), (bottom, answer, SIZE)):
+        for axis, values in ((top, kernel), (bottom, answer)):
             most = max(map(abs, values))
-            axis.imshow(np.reshape(values, (side, side)), cmap="RdBu_r", vmin=-most, vmax=most)
+            axis.imshow(_square(values), cmap="RdBu_r", vmin=-most, vmax=most)
             axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("kernel", fontsize=9)
     axes[1, 0].set_ylabel("answer", fontsize=9)
@@ -141,7 +141,13 @@ def load_examples() -> dict:
 
 
 def _image(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(SIZE, SIZE)
+    """A packed image."""
+    return _square(np.frombuffer(base64.b64decode(text), np.uint8))
+
+
+def _square(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    side = math.isqrt(len(values))
+    return np.reshape(values, (side, side))
 
 
 def _rows(rows: Sequence[tuple[str, Sequence[str]]]) -> Figure:

@@ -139,20 +139,28 @@ def effect(name: str) -> Effect:
     return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
 
 
+def loss_effect(name: str) -> Effect:
+    """The effect of a single change to a step on the held-out loss, in thousandths: above 0 is worse."""
+    step = f"step{variants.changes()[name].step}"
+    return Effect.paired(*([1000 * loss for loss in _losses(load_study("changes", n))] for n in (name, step)))
+
+
 def effects_table(number: int, added: bool) -> str:
     """What single changes to a step do: parts of the next step added to it, or its own parts changed."""
     base = held_out(f"step{number}")
     lines = [
-        f"| {'added' if added else 'changed'} | runs | accuracy: mean ± sd | difference (95 % interval) | effect |",
-        "|---|---:|---:|---:|---|",
-        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | |",
+        f"| {'added' if added else 'changed'} | runs | accuracy: mean ± sd | difference (95 % interval) | effect "
+        "| loss, thousandths: difference (95 % interval) |",
+        "|---|---:|---:|---:|---|---:|",
+        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | |",
     ]
     for name, variant in variants.changes().items():
         measured = record_path("changes", name, 0).parent.exists()
         if measured and variant.step == number and variant.added == added and name != f"step{number}":
             values, found = held_out(name), effect(name)
             spread = mean_and_spread(values, 3)
-            lines.append(f"| {variant.change} | {len(values)} | {spread} % | {found} | {found.verdict} |")
+            cells = f"{spread} % | {found} | {found.verdict} | {loss_effect(name)}"
+            lines.append(f"| {variant.change} | {len(values)} | {cells} |")
     return block("\n".join(lines))
 
 
@@ -260,6 +268,11 @@ def _five(name: str) -> list[float]:
 def _means(runs: list[Run]) -> list[float]:
     """Of each run, the mean of its last five epochs."""
     return [statistics.mean(last_accuracies(run)) for run in runs]
+
+
+def _losses(runs: list[Run]) -> list[float]:
+    """Of each run, the mean of the test loss of its last five epochs."""
+    return [statistics.mean(record["test_loss"] for record in run["history"][-5:]) for run in runs]
 
 
 def _seconds(run: Run) -> float:

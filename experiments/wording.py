@@ -16,7 +16,7 @@ class Effect:
     """How much higher some values are than others on average.
 
     Attributes:
-        difference: of the means, in points.
+        difference: of the means, in the unit of the values.
         low, high: its 95 % interval, by a t-test: of pairs, or Welch's.
     """
 
