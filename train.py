@@ -193,8 +193,7 @@ def teachers_soft_labels(
         save_run(path, teacher, recipe, history, step=number, device=device, **facts)
     if progress:
         print(f"teacher: {path}", flush=True)
-    teacher.to(device, memory_format=torch.channels_last)
-    return soft_labels(teacher, digits.train_images.to(device), step.recipe).cpu()
+    return soft_labels(teacher.to(device), digits.train_images.to(device), step.recipe).cpu()
 
 
 def soft_labels_for(arguments: argparse.Namespace, digits: Digits, device: torch.device) -> Tensor | None:

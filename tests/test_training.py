@@ -292,6 +292,20 @@ def test_soft_labels_are_probabilities_at_the_temperature():
     assert teacher.training
 
 
+def test_soft_labels_have_the_same_bits_from_any_layout_in_memory_and_number_of_threads(drawn):
+    """A net that was trained has its weights channels last, one that was loaded has them contiguous."""
+    torch.manual_seed(0)
+    recipe, teacher = STEPS[3].recipe, STEPS[3].teacher()
+    soft = soft_labels(teacher, drawn.train_images[:64], recipe)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again = soft_labels(teacher.to(memory_format=torch.channels_last), drawn.train_images[:64], recipe)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again, soft)
+
+
 def test_soft_labels_average_over_augmented_copies(drawn):
     recipe = Recipe(distillation=0.5, rotation=30.0, translation=0.2)
     net = FinalNet()

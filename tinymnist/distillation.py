@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ def soft_labels(
     too well to doubt them, hence the copies. They are drawn from a fixed random seed.
 
     Args:
-        teacher: a trained net on the images' device; evaluated in evaluation mode, and left as it was.
+        teacher: a trained net on the images' device; a copy of it is asked, in evaluation mode.
         images: uint8 (N, 28, 28).
         recipe: says how the copies are augmented, and at which temperature probabilities are taken.
         views: copies of each image.
@@ -33,9 +35,9 @@ def soft_labels(
         float32 (N, 10), each row adds up to 1.
     """
     generator = torch.Generator(images.device).manual_seed(0)
-    was_training, threads = teacher.training, torch.get_num_threads()
-    teacher.eval()
-    torch.set_num_threads(1)  # so that the same bits come out on any number of cores
+    teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last).eval()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with one layout in memory and one thread, the same bits come out everywhere
     try:
         soft = []
         for batch in images.split(batch_size):
@@ -43,7 +45,6 @@ def soft_labels(
             soft.append(sum((teacher(x) / recipe.temperature).softmax(1) for x in copies) / views)
     finally:
         torch.set_num_threads(threads)
-        teacher.train(was_training)
     return torch.cat(soft)
 
 
