@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help reproduce test data results study bench report report-check notebooks check-notebooks clean
+.PHONY: help reproduce test data results study bench report report-check export notebooks check-notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -22,6 +22,7 @@ results: .venv/installed ## train the random seeds behind the published results;
 	for step in 1 2; do $(BIN)/python train.py --step $$step --seeds 5 --device cpu --out results || [ $$? = 1 ]; done
 	$(BIN)/python train.py --step 3 --seeds 20 --device cpu --out results || [ $$? = 1 ]
 	$(BIN)/python -m experiments.errors
+	$(BIN)/python -m experiments.examples
 
 study: .venv/installed ## train the search, single changes, prior solutions and smaller nets; finished runs are kept
 	$(BIN)/python -m experiments.study
@@ -34,6 +35,9 @@ report: .venv/tools ## put what results/ says into the README and the notebooks
 
 report-check: .venv/tools ## fail if a number in the README or a notebook differs from results/
 	$(BIN)/python -m experiments.report --check
+
+export: .venv/tools ## write the final net as ONNX, and check it against PyTorch on the test images
+	$(BIN)/python -m experiments.export
 
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(BIN)/python -m experiments.notebooks
@@ -50,6 +54,6 @@ clean: ## remove the environment and the caches
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-.venv/tools: .venv/installed tests/requirements.txt
+.venv/tools: .venv/installed tests/requirements.txt requirements-demo.txt
 	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
 	touch $@

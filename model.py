@@ -98,9 +98,9 @@ class RegularizedNet(nn.Module):
 class FinalNet(nn.Module):
     """Step 3: the digit is set upright first, pooled early, and its last map read place by place.
 
-    The outer two rows and columns at each side, with less than half a percent of the ink, are cut off. Padding keeps the
-    strokes at the border; the last map is pooled to 3x3 and flattened, not averaged. Pooling stands before BatchNorm
-    and ReLU, which then work on a quarter of the values.
+    The outer two rows and columns at each side, with less than half a percent of the ink, are cut off. Padding keeps
+    the strokes at the border; the last map is pooled to 3x3 and flattened, not averaged. Pooling stands before
+    BatchNorm and ReLU, which then work on a quarter of the values.
 
     layer   shape of its output   parameters
     upright  1 x 24 x 24

@@ -41,7 +41,7 @@ def collect() -> dict[str, list]:
         "upright": packed(upright),
         "original": packed(normalize(originals)),
         "draws": [packed(augment(originals, STEPS[3].recipe)) for _ in range(DRAWS)],
-                "kernels": [[round(v, 4) for v in kernel.flatten().tolist()] for kernel in net.conv1.weight],
+        "kernels": [[round(v, 4) for v in kernel.flatten().tolist()] for kernel in net.conv1.weight],
         "answers": [[round(v, 2) for v in answer.flatten().tolist()] for answer in answers],
     }
 

@@ -1,6 +1,6 @@
 """The final net as ONNX, checked against PyTorch on the test images.
 
-python -m experiments.export     writes results/final.onnx; needs onnx, onnxscript and onnxruntime
+python -m experiments.export     writes results/final.onnx; needs what tests/requirements.txt lists
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
         print(f"export: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        print(f"export: {error}: pip install onnx onnxscript onnxruntime", file=sys.stderr)
+        print(f"export: {error}: pip install -r tests/requirements.txt", file=sys.stderr)
         return 2
     except (DataError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -174,6 +175,12 @@ def fingerprint(figure: Figure) -> str:
         words = [axis.get_title(), axis.get_xlabel(), axis.get_ylabel(), *(t.get_text() for t in axis.texts)]
         shown += words + ([t.get_text() for t in legend.get_texts()] if legend else [])
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def fingerprint_in(content: bytes) -> bytes:
+    """The fingerprint that stands in a picture; empty if there is none."""
+    found = re.search(rb"\b[0-9a-f]{64}\b", content)
+    return found.group() if found else b""
 
 
 def svg(draw: Callable[[], Figure]) -> bytes:

@@ -1,13 +1,16 @@
 """The committed notebooks: executed from top to bottom, readable on the repository's page, true to results/."""
 
 import re
+import shutil
 import subprocess
 import sys
 
+import nbclient
 import nbformat
 import pytest
 
 from model import STEPS
+from tinymnist.data import default_root
 from utils import load_runs, log_line
 
 NAMES = {1: "Step1_Setup.ipynb", 2: "Step2_Regularize.ipynb", 3: "Step3_Final.ipynb"}
@@ -19,6 +22,7 @@ SECTIONS = [
     "Training",
     "Result",
     "Analysis",
+    "Exercises",
     "Next",
 ]
 
@@ -85,21 +89,54 @@ def test_colab_cell_does_nothing_elsewhere(notebook, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_colab_cell_fetches_the_repository_once(notebook, tmp_path):
+@pytest.fixture
+def colab(tmp_path, repository, mnist, monkeypatch):
+    """An empty /content as on Colab, a stand-in for its module, and a local repository in place of the real address."""
+    (tmp_path / "site" / "google" / "colab").mkdir(parents=True)
+    (tmp_path / "site" / "google" / "colab" / "__init__.py").write_text("")
     origin = tmp_path / "origin"
-    origin.mkdir()
-    (origin / "model.py").write_text("")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "runs", "data", "study")
+    shutil.copytree(repository, origin, ignore=ignored)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "-C", str(origin)]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("TINY_MNIST_REPOSITORY", str(origin))
+    monkeypatch.setenv("MNIST_ROOT", str(default_root()))
     (tmp_path / "content").mkdir()
-    colab = "import os, sys; sys.modules['google.colab'] = sys\n"
-    source = colab + f"os.environ['TINY_MNIST_REPOSITORY'] = {str(origin)!r}\n" + (notebook.cells[1].source + "\n") * 2
-    command = [sys.executable, "-c", source + "print(os.getcwd())"]
+    return tmp_path / "content"
+
+
+def run_all(notebook, folder) -> str:
+    """Execute a notebook in a folder; returns what it printed."""
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, coalesce_streams=True, resources={"metadata": {"path": folder}}
+    )
+    client.execute()
+    return printed(notebook)
+
+
+def test_on_colab_it_fetches_the_repository_and_runs_up_to_the_training_twice(notebook, colab):
+    training = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Training"))
+    notebook.cells = notebook.cells[:training]
     for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path / "content", capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == str(tmp_path / "content" / "tiny-mnist")
-    assert (tmp_path / "content" / "tiny-mnist" / "model.py").exists()
+        text = run_all(notebook, colab)
+        assert re.search(r"^device: \S", text, re.M)
+        assert "60,000 training images, 10,000 test images" in text
+        assert [path.name for path in colab.iterdir()] == ["tiny-mnist"]
+
+
+def test_on_colab_the_first_cell_may_run_again(notebook, colab):
+    notebook.cells = [notebook.cells[1], nbformat.v4.new_code_cell(notebook.cells[1].source + "\nprint(os.getcwd())")]
+    assert run_all(notebook, colab).splitlines()[-1] == str(colab / "tiny-mnist")
+
+
+def test_on_colab_without_a_network_it_says_so(notebook, colab, monkeypatch):
+    address = str(colab / "nothing")
+    monkeypatch.setenv("TINY_MNIST_REPOSITORY", address)
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=f"SystemExit: {address} cannot be fetched"):
+        run_all(notebook, colab)
+    assert list(colab.iterdir()) == []
 
 
 def test_full_run_on_the_full_data(number, notebook):
