@@ -12,12 +12,15 @@ import io
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments import variants
+from experiments.study import load_study, record_path
 from experiments.tables import load_errors, step_runs
 from model import STEPS
 from tinymnist import runs as storage
@@ -71,6 +74,37 @@ def confusion() -> Figure:
         color = "white" if counts[i, j] > counts.max() / 2 else "black"
         axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=color)
     axis.set(xlabel="answer", ylabel="label", xticks=range(10), yticks=range(10))
+    return figure
+
+
+def accuracy_over_parameters() -> Figure:
+    """Mean and range of the last epoch over the parameters: the final net, smaller ones, and prior solutions."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    ours = [load_study("small", name) for name in variants.small()] + [step_runs("step3")]
+    measured = [name for name in variants.prior() if record_path("prior", name, 0).parent.exists()]
+    prior = {name: load_study("prior", name) for name in measured}
+    series = [("Step 3's net at several sizes", ours, "tab:blue", "o")]
+    for recipe, color in (("published", "tab:red"), ("ours", "tab:purple")):
+        runs = [found for name, found in prior.items() if name.endswith(recipe)]
+        label = "prior nets, our recipe" if recipe == "ours" else "prior nets, their recipe"
+        series += [(label, runs, color, "s")] if runs else []
+    for label, groups, color, marker in series:
+        last = [[accuracy(run["history"][-1]) for run in runs] for runs in groups]
+        means = [statistics.mean(values) for values in last]
+        spread = [
+            [m - min(v) for m, v in zip(means, last, strict=True)],
+            [max(v) - m for m, v in zip(means, last, strict=True)],
+        ]
+        sizes = [runs[0]["params"] for runs in groups]
+        axis.errorbar(sizes, means, spread, color=color, marker=marker, linestyle="", capsize=3, label=label)
+    for name, runs in prior.items():
+        if name.endswith("published"):
+            mean = statistics.mean(accuracy(run["history"][-1]) for run in runs)
+            axis.annotate(name[0], (runs[0]["params"], mean), xytext=(5, -10), textcoords="offset points", fontsize=8)
+    axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
+    axis.set(xlabel="parameters", ylabel="test accuracy, last epoch (%)", xlim=(1500, 8500))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=9)
     return figure
 
 
@@ -196,6 +230,7 @@ def svg(draw: Callable[[], Figure]) -> bytes:
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
     "spread.svg": spread,
+    "accuracy_over_parameters.svg": accuracy_over_parameters,
     "upright.svg": upright,
     "augmentation.svg": augmentation,
     "receptive_fields.svg": receptive_fields,

@@ -14,12 +14,13 @@ from experiments.study import load_study, record_path
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist import runs as storage
-from tinymnist.runs import Run, accuracy, last_accuracies, load_runs, meets
+from tinymnist.runs import LAST, Run, accuracy, last_accuracies, load_runs, meets
 from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
 
 SEEDS = {"step1": 5, "step2": 5, "step3": 20}  # random seeds behind the result of a step
 HIGH = 99.5  # percent, the stricter mark for the final step
-GIVEN_UP = {"8-15-18-17": 6, "crop-overlapping": 8}  # random seeds of candidates that were read on the test set
+# Candidates for the final step that were read on the test set, and not chosen: how many random seeds.
+GIVEN_UP = {"8-15-18-17": 6, "no-crop": 20, "crop-overlapping": 8}
 
 
 def step_runs(name: str) -> list[Run]:
@@ -62,6 +63,7 @@ def values() -> dict[str, Callable[[], str]]:
         if name != f"step{variant.step}":
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
+            found[f"{name}-loss"] = lambda name=name: loss_effect(name)
             found[f"{name}-verdict"] = lambda name=name: effect(name).verdict
     found |= {
         "step2-study-setting": lambda: setting(load_study("changes", "step2")),
@@ -74,12 +76,14 @@ def values() -> dict[str, Callable[[], str]]:
         "prior": prior_table,
         "sizes": sizes_table,
         "small": small_table,
+        "smallest": smallest,
         "teacher-parameters": lambda: f"{count_parameters(STEPS[3].teacher()):,}",
         "teacher-seconds": lambda: f"{_seconds(load_runs('teacher', 1)[0]):.0f} s",
         "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
     }
     for name, count in GIVEN_UP.items():
         found[f"given-up-{name}"] = lambda name=name, count=count: given_up(name, count)
+        found[f"given-up-{name}-high"] = lambda n=name, count=count: _held(load_runs(f"given_up/{n}", count), HIGH)
     return found | error_values() | speed_tables.values()
 
 
@@ -139,20 +143,22 @@ def effect(name: str) -> Effect:
     return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
 
 
-def loss_effect(name: str) -> Effect:
-    """The effect of a single change to a step on the held-out loss, in thousandths: above 0 is worse."""
-    step = f"step{variants.changes()[name].step}"
-    return Effect.paired(*([1000 * loss for loss in _losses(load_study("changes", n))] for n in (name, step)))
+def loss_effect(name: str) -> str:
+    """The effect of a single change to a step on the held-out loss, in thousandths, and whether it is one."""
+    pairs = [_losses(load_study("changes", n)) for n in (name, f"step{variants.changes()[name].step}")]
+    found = Effect.paired(*pairs)
+    verdict = "higher" if found.low > 0 else "lower" if found.high < 0 else "no measurable effect"
+    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}), {verdict}"
 
 
 def effects_table(number: int, added: bool) -> str:
     """What single changes to a step do: parts of the next step added to it, or its own parts changed."""
-    base = held_out(f"step{number}")
+    base, losses = held_out(f"step{number}"), _losses(load_study("changes", f"step{number}"))
     lines = [
         f"| {'added' if added else 'changed'} | runs | accuracy: mean ± sd | difference (95 % interval) | effect "
-        "| loss, thousandths: difference (95 % interval) |",
-        "|---|---:|---:|---:|---|---:|",
-        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | |",
+        "| loss in thousandths: difference (95 % interval) |",
+        "|---|---:|---:|---:|---|---|",
+        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | {mean_and_spread(losses)} |",
     ]
     for name, variant in variants.changes().items():
         measured = record_path("changes", name, 0).parent.exists()
@@ -226,6 +232,13 @@ def small_table() -> str:
     return block("\n".join(lines))
 
 
+def smallest() -> str:
+    """The parameters of the smallest net that holds the target in each of the last three epochs, every random seed."""
+    found = [load_study("small", name) for name in variants.small()] + [step_runs("step3")]
+    held = [runs for runs in found if all(min(last_accuracies(run, 3)) >= STEPS[3].target for run in runs)]
+    return f"{min(runs[0]['params'] for runs in held):,}"
+
+
 def error_values() -> dict[str, Callable[[], str]]:
     """The values about the errors of all final models."""
     return {
@@ -271,8 +284,8 @@ def _means(runs: list[Run]) -> list[float]:
 
 
 def _losses(runs: list[Run]) -> list[float]:
-    """Of each run, the mean of the test loss of its last five epochs."""
-    return [statistics.mean(record["test_loss"] for record in run["history"][-5:]) for run in runs]
+    """Of each run, the test loss in thousandths, averaged over its last five epochs."""
+    return [1000 * statistics.mean(record["test_loss"] for record in run["history"][-LAST:]) for run in runs]
 
 
 def _seconds(run: Run) -> float:

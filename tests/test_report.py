@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import statistics
 
 import pytest
 import torch
 
-from experiments import errors, pictures, report, tables
+from experiments import errors, pictures, report, tables, variants
 from experiments.study import GROUPS, load_study, record_path, split_of
 from model import STEPS
 from tinymnist import runs
@@ -108,6 +109,13 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
                 assert run["split"] == known
                 assert {r["train_total"] for r in run["history"]} == {50_000 if group.held_out else 60_000}
                 assert not run["commit"].endswith("-dirty")
+
+
+def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
+    for budget, best in variants.BEST.items():
+        names = [name for name in variants.sizes() if name.startswith(f"{budget}-")]
+        found = {name: statistics.mean(tables.held_out(name, "sizes")) for name in names}
+        assert found[f"{budget}-{best}"] == max(found.values()), budget
 
 
 def test_the_errors_are_those_of_the_published_weights(mnist):
