@@ -220,7 +220,8 @@ def small_table() -> str:
         "| 99.40 % in each of the last 3 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, variant in variants.small().items():
+    by_size = sorted(variants.small().items(), key=lambda item: -count_parameters(item[1].net()))
+    for name, variant in by_size:
         runs = load_study("small", name)
         lowest = [min(last_accuracies(run, 3)) for run in runs]
         held = sum(value >= STEPS[3].target for value in lowest)
