@@ -270,12 +270,14 @@ def test_a_failing_write_keeps_the_earlier_run(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("extra", "begun"), [(["--seed", "0"], "epoch  1"), (["--seeds", "2"], "step 3: 2 random seeds to train")]
+    ("step", "extra", "begun"),
+    [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds to train")],
 )
-def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, extra, begun):
-    command = [sys.executable, "train.py", "--step", "3", "--data", "drawn", "--epochs", "500", "--out", str(tmp_path)]
-    (tmp_path / "step3").mkdir()
-    (tmp_path / "step3" / "seed_0.json").write_text("earlier")
+def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, step, extra, begun):
+    options = ["--step", str(step), "--data", "drawn", "--epochs", "500", "--out", str(tmp_path)]
+    command = [sys.executable, "train.py", *options]
+    (tmp_path / f"step{step}").mkdir()
+    (tmp_path / f"step{step}" / "seed_0.json").write_text("earlier")
     child = subprocess.Popen(
         [*command, *extra],
         cwd=repository,
@@ -297,8 +299,8 @@ def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, extra
     assert child.returncode == 130
     assert err.splitlines()[-1].startswith("train.py: interrupted")
     assert "Traceback" not in err
-    assert [p.name for p in (tmp_path / "step3").iterdir()] == ["seed_0.json"]
-    assert (tmp_path / "step3" / "seed_0.json").read_text() == "earlier"
+    assert [p.name for p in (tmp_path / f"step{step}").iterdir()] == ["seed_0.json"]
+    assert (tmp_path / f"step{step}" / "seed_0.json").read_text() == "earlier"
     deadline = time.time() + 5
     while time.time() < deadline and processes_of_group(child.pid):
         time.sleep(0.1)
