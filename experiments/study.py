@@ -57,7 +57,7 @@ GROUPS = {
     "search": Group(search.trials, True, 1, search.CLOSE),
     "changes": Group(variants.changes, True, 5),
     "prior": Group(variants.prior, False, 3),
-    "sizes": Group(variants.sizes, True, 2),
+    "sizes": Group(variants.sizes, True, 2, variants.CLOSE_SIZES),
     "small": Group(variants.small, False, 5),
 }
 PARTS = (5, 0, 1, 2, 3, 4)  # the sixth of the training images that is held out, by random seed

@@ -275,17 +275,45 @@ SIZES = {
 }
 
 
-# A second round, where the first just missed the mark: the better net of the first, changed.
-SECOND_ROUND = {
+# Later rounds, where the first just missed the mark: its better net, changed.
+LATER_NETS = {
     4000: ("6-11-11-11", "U2 c6{0} c11p c11{0} c11{0} lin"),
     3300: ("6-11-11-12, a kernel per channel", "U2 c6{0} c11p c11{0} c12{0} G lin"),
+}
+MILD = {name: 0.5 * getattr(STEPS[3].recipe, name) for name in AUGMENTATION}
+MILD_NO_DECAY = MILD | {"weight_decay": 0.0}
+SMALL_BATCHES = {"batch_size": 64, "max_lr": 0.05, "average": 0.999}
+# By budgets: the changes, each as its name, words, the poolings, and fields of the recipe.
+LATER_ROUNDS: dict[tuple[int, ...], tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
+    (4000, 3300): (
+        ("overlapping", "overlapping windows", "pO", {}),
+        ("mild", "half the augmentation", "pP", MILD),
+        ("mild-overlapping", "overlapping windows, half the augmentation", "pO", MILD),
+        ("mild-no-decay", "half the augmentation, no weight decay", "pP", MILD_NO_DECAY),
+    ),
+    (4000,): (
+        (
+            "overlapping-mild-no-decay",
+            "overlapping windows, half the augmentation, no weight decay",
+            "pO",
+            MILD_NO_DECAY,
+        ),
+        ("batch-64", "batches of 64", "pP", SMALL_BATCHES),
+        ("batch-64-mild", "batches of 64, half the augmentation", "pP", SMALL_BATCHES | MILD),
+        (
+            "batch-64-mild-no-decay",
+            "batches of 64, half the augmentation, no weight decay",
+            "pP",
+            SMALL_BATCHES | MILD_NO_DECAY,
+        ),
+        ("soft-mild", "0.9 of the loss about soft labels, half the augmentation", "pP", MILD | {"distillation": 0.9}),
+    ),
 }
 
 
 def sizes() -> dict[str, Variant]:
     """The final net with fewer channels: candidates for each budget of parameters."""
     final, found = STEPS[3].recipe, {}
-    mild = replace(final, **{name: 0.5 * getattr(final, name) for name in AUGMENTATION})
     for budget, (flat, kernels) in SIZES.items():
         a, b, c, d = flat
         e, f, g, h = kernels
@@ -294,24 +322,24 @@ def sizes() -> dict[str, Variant]:
             ("kernels", f"{e}-{f}-{g}-{h}, a kernel per channel", f"U2 c{e}pP c{f}p c{g}pP c{h}pP G lin"),
         ):
             found[f"{budget}-{name}"] = Variant(what, functools.partial(build, line), final)
-    for budget, (what, line) in SECOND_ROUND.items():
-        for name, change, pooling, recipe in (
-            ("overlapping", "overlapping windows", "pO", final),
-            ("mild", "half the augmentation", "pP", mild),
-            ("mild-overlapping", "overlapping windows, half the augmentation", "pO", mild),
-            ("mild-no-decay", "half the augmentation, no weight decay", "pP", replace(mild, weight_decay=0.0)),
-        ):
-            net = functools.partial(build, line.format(pooling))
-            found[f"{budget}-{name}"] = Variant(f"{what}: {change}", net, recipe)
+    for budgets, round_changes in LATER_ROUNDS.items():
+        for budget in budgets:
+            what, line = LATER_NETS[budget]
+            for name, change, pooling, fields in round_changes:
+                net = functools.partial(build, line.format(pooling))
+                found[f"{budget}-{name}"] = Variant(f"{what}: {change}", net, replace(final, **fields))
     return found
 
 
-# The best of each round on held-out images; a test sees to it.
-FIRST = dict.fromkeys(SIZES, "flat") | dict.fromkeys((6000, 5000, 3300), "kernels")
-SECOND = {4000: "mild-no-decay", 3300: "mild-overlapping"}
+# By round, the best candidate of each budget so far on held-out images; a test sees to it.
+BEST = (
+    dict.fromkeys(SIZES, "flat") | dict.fromkeys((6000, 5000, 3300), "kernels"),
+    {4000: "mild-no-decay", 3300: "mild-overlapping"},
+)
+CLOSE_SIZES = frozenset(f"4000-{name}" for name, *_ in LATER_ROUNDS[(4000,)]) | {"4000-mild-no-decay"}
 
 
 def small() -> dict[str, Variant]:
-    """The best candidates of each budget, those of the second round after those of the first."""
-    names = [f"{budget}-{name}" for best in (FIRST, SECOND) for budget, name in best.items()]
+    """The best candidates of each budget, those of a later round after those of the first."""
+    names = [f"{budget}-{name}" for best in BEST for budget, name in best.items()]
     return {name: sizes()[name] for name in names}

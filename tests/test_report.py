@@ -113,10 +113,17 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
     found = {name: statistics.mean(tables.held_out(name, "sizes")) for name in variants.sizes()}
-    for budget, best in variants.FIRST.items():
-        assert found[f"{budget}-{best}"] == max(found[f"{budget}-{name}"] for name in ("flat", "kernels"))
-    for budget, best in variants.SECOND.items():
-        assert found[f"{budget}-{best}"] == max(found[name] for name in found if name.startswith(f"{budget}-"))
+    rounds = [{budget: ("flat", "kernels") for budget in variants.SIZES}]
+    rounds += [
+        {budget: [name for name, *_ in changes] for budget in budgets}
+        for budgets, changes in variants.LATER_ROUNDS.items()
+    ]
+    so_far = {budget: [] for budget in variants.SIZES}
+    for candidates, best in zip(rounds, variants.BEST, strict=True):
+        assert best.keys() == candidates.keys()
+        for budget, names in candidates.items():
+            so_far[budget] += [f"{budget}-{name}" for name in names]
+            assert f"{budget}-{best[budget]}" == max(so_far[budget], key=found.__getitem__)
 
 
 def test_the_errors_are_those_of_the_published_weights(mnist):
