@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments import variants
-from experiments.study import load_study, record_path
+from experiments.study import load_study, measured
 from experiments.tables import load_errors, step_runs
 from model import STEPS
 from tinymnist import runs as storage
@@ -81,8 +81,7 @@ def accuracy_over_parameters() -> Figure:
     """Mean and range of the last epoch over the parameters: the final net, smaller ones, and prior solutions."""
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     ours = [load_study("small", name) for name in variants.small()] + [step_runs("step3")]
-    measured = [name for name in variants.prior() if record_path("prior", name, 0).parent.exists()]
-    prior = {name: load_study("prior", name) for name in measured}
+    prior = {name: load_study("prior", name) for name in variants.prior() if measured("prior", name)}
     series = [("Step 3's net at several sizes", ours, "tab:blue", "o")]
     for recipe, color in (("published", "tab:red"), ("ours", "tab:purple")):
         runs = [found for name, found in prior.items() if name.endswith(recipe)]

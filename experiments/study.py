@@ -70,6 +70,11 @@ def record_path(group: str, name: str, seed: int) -> Path:
     return runs.RESULTS / "study" / group / name / f"seed_{seed}.json"
 
 
+def measured(group: str, name: str) -> bool:
+    """Whether a variant was trained."""
+    return record_path(group, name, 0).parent.exists()
+
+
 def load_study(group: str, name: str) -> list[runs.Run]:
     """The runs of a variant, all random seeds.
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 
 from experiments import search, speed_tables, variants
-from experiments.study import load_study, record_path
+from experiments.study import GROUPS, load_study, measured
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist import runs as storage
@@ -70,6 +70,8 @@ def values() -> dict[str, Callable[[], str]]:
         "step3-study-setting": lambda: setting(load_study("changes", "step3")),
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
         "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
+        "study-runs": lambda: f"{len(studied()):,}",
+        "study-hours": lambda: f"{sum(map(_seconds, studied())) / 3600:.0f}",
         "search": search_table,
         "search-count": lambda: str(len(search.trials())),
         "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
@@ -133,6 +135,12 @@ def given_up(name: str, count: int) -> str:
     return f"{mean_and_spread(last)} %, {len(last)} random seeds"
 
 
+def studied() -> list[Run]:
+    """Every run of the study that there is."""
+    names = [(group, name) for group, g in GROUPS.items() for name in g.variants()]
+    return [run for job in names if measured(*job) for run in load_study(*job)]
+
+
 def held_out(name: str, group: str = "changes") -> list[float]:
     """Held-out accuracy in percent of each run of a variant, averaged over its last five epochs."""
     return _means(load_study(group, name))
@@ -161,8 +169,8 @@ def effects_table(number: int, added: bool) -> str:
         f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | {mean_and_spread(losses)} |",
     ]
     for name, variant in variants.changes().items():
-        measured = record_path("changes", name, 0).parent.exists()
-        if measured and variant.step == number and variant.added == added and name != f"step{number}":
+        listed = variant.step == number and variant.added == added and name != f"step{number}"
+        if listed and measured("changes", name):
             values, found = held_out(name), effect(name)
             spread = mean_and_spread(values, 3)
             cells = f"{spread} % | {found} | {found.verdict} | {loss_effect(name)}"
