@@ -55,6 +55,11 @@ def values() -> dict[str, Callable[[], str]]:
         }
         if number > 1:
             found[f"{name}-effects"] = lambda number=number: effects_table(number, added=False)
+            found[f"{name}-changes"] = lambda number=number: str(len(changes_of(number)))
+            found |= {
+                f"{name}-{key}": lambda number=number, matches=matches: listing(number, matches)
+                for key, matches in SORTS.items()
+            }
             found[f"{name}-added"] = lambda number=number: effects_table(number - 1, added=True)
             found[f"{name}-recipe"] = lambda number=number: block(
                 f"```\n{describe_changes(STEPS[number - 1].recipe, STEPS[number].recipe)}\n```"
@@ -63,7 +68,7 @@ def values() -> dict[str, Callable[[], str]]:
         if name != f"step{variant.step}":
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
-            found[f"{name}-loss"] = lambda name=name: loss_effect(name)
+            found[f"{name}-loss"] = lambda name=name: loss_effect_in_words(name)
             found[f"{name}-verdict"] = lambda name=name: effect(name).verdict
     found |= {
         "step2-study-setting": lambda: setting(load_study("changes", "step2")),
@@ -151,12 +156,41 @@ def effect(name: str) -> Effect:
     return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
 
 
-def loss_effect(name: str) -> str:
-    """The effect of a single change to a step on the held-out loss, in thousandths, and whether it is one."""
+def loss_effect(name: str) -> Effect:
+    """The effect of a single change to a step on the held-out loss, in thousandths."""
     pairs = [_losses(load_study("changes", n)) for n in (name, f"step{variants.changes()[name].step}")]
-    found = Effect.paired(*pairs)
+    return Effect.paired(*pairs)
+
+
+def loss_effect_in_words(name: str) -> str:
+    """The effect of a single change on the loss, and whether it is one."""
+    found = loss_effect(name)
     verdict = "higher" if found.low > 0 else "lower" if found.high < 0 else "no measurable effect"
     return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}), {verdict}"
+
+
+def changes_of(number: int, added: bool = False) -> list[str]:
+    """The single changes to a step that were trained: its own parts changed, or parts of the next step added."""
+    return [
+        name
+        for name, variant in variants.changes().items()
+        if variant.step == number and variant.added == added and name != f"step{number}" and measured("changes", name)
+    ]
+
+
+# Ways to sort the single changes to a step by what they do.
+SORTS: dict[str, Callable[[str], bool]] = {
+    "worse": lambda name: effect(name).high < 0,
+    "better": lambda name: effect(name).low > 0,
+    "loss-higher": lambda name: loss_effect(name).low > 0,
+    "loss-lower": lambda name: loss_effect(name).high < 0,
+}
+
+
+def listing(number: int, matches: Callable[[str], bool]) -> str:
+    """How many of the changes to a step match, and which, as "2 (no dropout; no BatchNorm)"."""
+    found = [variants.changes()[name].change for name in changes_of(number) if matches(name)]
+    return f"{len(found)} ({'; '.join(found)})" if found else "none"
 
 
 def effects_table(number: int, added: bool) -> str:
@@ -168,13 +202,10 @@ def effects_table(number: int, added: bool) -> str:
         "|---|---:|---:|---:|---|---|",
         f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | {mean_and_spread(losses)} |",
     ]
-    for name, variant in variants.changes().items():
-        listed = variant.step == number and variant.added == added and name != f"step{number}"
-        if listed and measured("changes", name):
-            values, found = held_out(name), effect(name)
-            spread = mean_and_spread(values, 3)
-            cells = f"{spread} % | {found} | {found.verdict} | {loss_effect(name)}"
-            lines.append(f"| {variant.change} | {len(values)} | {cells} |")
+    for name in changes_of(number, added):
+        values, found = held_out(name), effect(name)
+        cells = f"{mean_and_spread(values, 3)} % | {found} | {found.verdict} | {loss_effect_in_words(name)}"
+        lines.append(f"| {variants.changes()[name].change} | {len(values)} | {cells} |")
     return block("\n".join(lines))
 
 
