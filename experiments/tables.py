@@ -69,7 +69,7 @@ def values() -> dict[str, Callable[[], str]]:
             found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
             found[f"{name}-effect"] = lambda name=name: str(effect(name))
             found[f"{name}-loss"] = lambda name=name: loss_effect_in_words(name)
-            found[f"{name}-verdict"] = lambda name=name: effect(name).verdict
+            found[f"{name}-swing"] = lambda name=name: f"{_swing(load_study('changes', name)):.2f}"
     found |= {
         "step2-study-setting": lambda: setting(load_study("changes", "step2")),
         "step3-study-setting": lambda: setting(load_study("changes", "step3")),

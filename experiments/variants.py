@@ -136,16 +136,16 @@ def changes() -> dict[str, Variant]:
     add(
         1,
         "gap",
-        "GAP and a fifth convolution for the 4x4 kernel",
+        "GAP and a fifth convolution in place of the 4x4 kernel",
         functools.partial(without_batchnorm, RegularizedNet, drop=nn.Identity()),
     )
 
     change(2, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, RegularizedNet))
     change(2, "no-dropout", "no dropout", functools.partial(_with, RegularizedNet, drop=nn.Identity()))
     for rate in (10, 20):
-        what = f"dropout of {rate} % for 5 %"
+        what = f"dropout of {rate} % in place of 5 %"
         change(2, f"dropout-{rate}", what, functools.partial(_with, RegularizedNet, drop=nn.Dropout(rate / 100)))
-    change(2, "big-kernel", "4x4 kernel for the fifth convolution and GAP", BigKernelNet)
+    change(2, "big-kernel", "4x4 kernel in place of the fifth convolution and GAP", BigKernelNet)
     final = STEPS[3].recipe
     augmentation = {name: getattr(final, name) for name in AUGMENTATION}
     add(2, "final-net", "the net of Step 3", FinalNet)
@@ -160,7 +160,7 @@ def changes() -> dict[str, Variant]:
     for name, what, line in (
         ("dropout-5", "dropout of 5 %", "U2 c8pP D5 c16p c16pP D5 c18pP D5 lin"),
         ("dropout-10", "dropout of 10 %", "U2 c8pP D10 c16p c16pP D10 c18pP D10 lin"),
-        ("gap", "GAP and wider layers for the flattened map", "U2 c8pP c18p c18pP c20pP GAP lin"),
+        ("gap", "GAP and wider layers in place of the flattened map", "U2 c8pP c18p c18pP c20pP GAP lin"),
         ("early-pooling", "second pooling a convolution earlier", "U2 c8pP c16pP c16p c18pP lin"),
         ("late-pooling", "first pooling a convolution later", "U2 c8p c16pP c16pP c18pP lin"),
         ("overlapping", "overlapping windows in the poolings", "U2 c8pO c16p c16pO c18pO lin"),
@@ -173,7 +173,7 @@ def changes() -> dict[str, Variant]:
     change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.ZeroPad2d(-2)))
     for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
         net = functools.partial(build, "U2 c8pP c16p c16pP c18pP lin", activation)
-        change(3, name.lower(), f"{name} for ReLU", net)
+        change(3, name.lower(), f"{name} in place of ReLU", net)
     change(3, "half", "half the parameters", functools.partial(FinalNet, (6, 10, 12, 12)))
     change(3, "no-augmentation", "no augmentation", **dict.fromkeys(AUGMENTATION, 0.0))
     for name in AUGMENTATION:
@@ -181,16 +181,16 @@ def changes() -> dict[str, Variant]:
     for factor in (0.5, 1.5):
         strengths = {name: factor * value for name, value in augmentation.items()}
         change(3, f"augmentation-{factor}", f"augmentation {factor} times as strong", **strengths)
-    change(3, "constant", "constant rate of 0.02 for one-cycle", schedule="constant", max_lr=0.02)
-    change(3, "step-schedule", "step schedule for one-cycle", schedule="step")
+    change(3, "constant", "constant rate of 0.02 in place of one-cycle", schedule="constant", max_lr=0.02)
+    change(3, "step-schedule", "step schedule in place of one-cycle", schedule="step")
     change(3, "no-average", "no weight average", average=0.0)
-    change(3, "average-0.99", "weight average of 0.99 for 0.998", average=0.99)
+    change(3, "average-0.99", "weight average of 0.99 in place of 0.998", average=0.99)
     change(3, "no-weight-decay", "no weight decay", weight_decay=0.0)
     change(3, "batch-64", "batches of 64 at half the rate", batch_size=64, max_lr=0.05, average=0.999)
     change(3, "batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
     change(3, "label-smoothing", "label smoothing of 0.05", label_smoothing=0.05)
     change(3, "no-distillation", "no distillation", distillation=0.0, temperature=1.0)
-    change(3, "label-smoothing-alone", "label smoothing for distillation", label_smoothing=0.05, distillation=0.0)
+    change(3, "label-smoothing-alone", "label smoothing, no distillation", label_smoothing=0.05, distillation=0.0)
     return found
 
 

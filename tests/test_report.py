@@ -111,6 +111,27 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
                 assert not run["commit"].endswith("-dirty")
 
 
+@pytest.mark.parametrize(
+    ("matches", "expected"),
+    [
+        ("worse", "step2-no-batchnorm step2-no-dropout step3-no-average step3-half"),
+        ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation"),
+    ],
+)
+def test_what_the_text_says_of_single_changes(matches, expected):
+    assert all(tables.SORTS[matches](name) for name in expected.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    "step2-big-kernel step3-constant step3-no-deslant step3-no-augmentation step3-no-distillation "
+    "step3-label-smoothing-alone step3-no-batchnorm step3-gap step3-no-crop step3-norm-first step3-no-boldness "
+    "step3-no-weight-decay".split(),
+)
+def test_where_the_text_says_no_measurable_effect(name):
+    assert tables.effect(name).verdict == "no measurable effect"
+
+
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
     found = {name: statistics.mean(tables.held_out(name, "sizes")) for name in variants.sizes()}
     rounds = [{budget: ("flat", "kernels") for budget in variants.SIZES}]
