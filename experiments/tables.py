@@ -73,6 +73,7 @@ def values() -> dict[str, Callable[[], str]]:
     found |= {
         "step2-study-setting": lambda: setting(load_study("changes", "step2")),
         "step3-study-setting": lambda: setting(load_study("changes", "step3")),
+        "step3-study-swing": lambda: f"{_swing(load_study('changes', 'step3')):.2f}",
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
         "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
         "study-runs": lambda: f"{len(studied()):,}",

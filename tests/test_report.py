@@ -114,8 +114,8 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
 @pytest.mark.parametrize(
     ("matches", "expected"),
     [
-        ("worse", "step2-no-batchnorm step2-no-dropout step3-no-average step3-half"),
-        ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation"),
+        ("worse", "step2-no-batchnorm step2-no-dropout step3-no-average step3-step-schedule step3-half"),
+        ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation step3-constant"),
     ],
 )
 def test_what_the_text_says_of_single_changes(matches, expected):
