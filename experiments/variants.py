@@ -335,6 +335,7 @@ def sizes() -> dict[str, Variant]:
 BEST = (
     dict.fromkeys(SIZES, "flat") | dict.fromkeys((6000, 5000, 3300), "kernels"),
     {4000: "mild-no-decay", 3300: "mild-overlapping"},
+    {4000: "mild-no-decay"},
 )
 CLOSE_SIZES = frozenset(f"4000-{name}" for name, *_ in LATER_ROUNDS[(4000,)]) | {"4000-mild-no-decay"}
 
