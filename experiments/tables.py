@@ -9,12 +9,13 @@ import json
 import statistics
 from collections.abc import Callable
 
-from experiments import search, speed_tables, variants
+from experiments import effects, search, speed_tables, variants
+from experiments.effects import held_out, means, swing
 from experiments.study import GROUPS, load_study, measured
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist import runs as storage
-from tinymnist.runs import LAST, Run, accuracy, last_accuracies, load_runs, meets
+from tinymnist.runs import Run, accuracy, last_accuracies, load_runs, meets
 from utils import count_parameters, describe_changes, receptive_field, receptive_field_table
 
 SEEDS = {"step1": 5, "step2": 5, "step3": 20}  # random seeds behind the result of a step
@@ -44,7 +45,7 @@ def values() -> dict[str, Callable[[], str]]:
             f"{name}-gap": lambda name=name: (
                 f"{statistics.mean(_last(name, 'train')) - statistics.mean(_last(name)):.2f}"
             ),
-            f"{name}-swing": lambda name=name: f"{_swing(step_runs(name)):.2f}",
+            f"{name}-swing": lambda name=name: f"{swing(step_runs(name)):.2f}",
             f"{name}-held": lambda name=name, target=step.target: _held(step_runs(name), target),
             f"{name}-lowest": lambda name=name: f"{min(_five(name)):.2f} %",
             f"{name}-sd": lambda name=name: f"{statistics.stdev(_last(name)):.3f}",
@@ -54,28 +55,12 @@ def values() -> dict[str, Callable[[], str]]:
             f"{name}-seconds": lambda name=name: f"{statistics.mean(map(_seconds, step_runs(name))):.0f} s",
         }
         if number > 1:
-            found[f"{name}-effects"] = lambda number=number: effects_table(number, added=False)
-            found[f"{name}-changes"] = lambda number=number: str(len(changes_of(number)))
-            found |= {
-                f"{name}-{key}": lambda number=number, matches=matches: listing(number, matches)
-                for key, matches in SORTS.items()
-            }
-            found[f"{name}-added"] = lambda number=number: effects_table(number - 1, added=True)
             found[f"{name}-recipe"] = lambda number=number: block(
                 f"```\n{describe_changes(STEPS[number - 1].recipe, STEPS[number].recipe)}\n```"
             )
-    for name, variant in variants.changes().items():
-        if name != f"step{variant.step}":
-            found[f"{name}-parameters"] = lambda variant=variant: f"{count_parameters(variant.net()):,}"
-            found[f"{name}-effect"] = lambda name=name: str(effect(name))
-            found[f"{name}-loss"] = lambda name=name: loss_effect_in_words(name)
-            found[f"{name}-swing"] = lambda name=name: f"{_swing(load_study('changes', name)):.2f}"
     found |= {
-        "step2-study-setting": lambda: setting(load_study("changes", "step2")),
-        "step3-study-setting": lambda: setting(load_study("changes", "step3")),
-        "step3-study-swing": lambda: f"{_swing(load_study('changes', 'step3')):.2f}",
         "validation-mean": lambda: f"{statistics.mean(held_out('step3')):.2f} %",
-        "validation-gap": lambda: str(Effect.between(_means(step_runs("step3")), held_out("step3"))),
+        "validation-gap": lambda: str(Effect.between(means(step_runs("step3")), held_out("step3"))),
         "study-runs": lambda: f"{len(studied()):,}",
         "study-hours": lambda: f"{sum(map(_seconds, studied())) / 3600:.0f}",
         "search": search_table,
@@ -92,7 +77,7 @@ def values() -> dict[str, Callable[[], str]]:
     for name, count in GIVEN_UP.items():
         found[f"given-up-{name}"] = lambda name=name, count=count: given_up(name, count)
         found[f"given-up-{name}-high"] = lambda n=name, count=count: _held(load_runs(f"given_up/{n}", count), HIGH)
-    return found | error_values() | speed_tables.values()
+    return found | effects.values() | error_values() | speed_tables.values()
 
 
 def results_table() -> str:
@@ -147,76 +132,13 @@ def studied() -> list[Run]:
     return [run for job in names if measured(*job) for run in load_study(*job)]
 
 
-def held_out(name: str, group: str = "changes") -> list[float]:
-    """Held-out accuracy in percent of each run of a variant, averaged over its last five epochs."""
-    return _means(load_study(group, name))
-
-
-def effect(name: str) -> Effect:
-    """The effect of a single change to a step."""
-    return Effect.paired(held_out(name), held_out(f"step{variants.changes()[name].step}"))
-
-
-def loss_effect(name: str) -> Effect:
-    """The effect of a single change to a step on the held-out loss, in thousandths."""
-    pairs = [_losses(load_study("changes", n)) for n in (name, f"step{variants.changes()[name].step}")]
-    return Effect.paired(*pairs)
-
-
-def loss_effect_in_words(name: str) -> str:
-    """The effect of a single change on the loss, and whether it is one."""
-    found = loss_effect(name)
-    verdict = "higher" if found.low > 0 else "lower" if found.high < 0 else "no measurable effect"
-    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}), {verdict}"
-
-
-def changes_of(number: int, added: bool = False) -> list[str]:
-    """The single changes to a step that were trained: its own parts changed, or parts of the next step added."""
-    return [
-        name
-        for name, variant in variants.changes().items()
-        if variant.step == number and variant.added == added and name != f"step{number}" and measured("changes", name)
-    ]
-
-
-# Ways to sort the single changes to a step by what they do.
-SORTS: dict[str, Callable[[str], bool]] = {
-    "worse": lambda name: effect(name).high < 0,
-    "better": lambda name: effect(name).low > 0,
-    "loss-higher": lambda name: loss_effect(name).low > 0,
-    "loss-lower": lambda name: loss_effect(name).high < 0,
-}
-
-
-def listing(number: int, matches: Callable[[str], bool]) -> str:
-    """How many of the changes to a step match, and which, as "2 (no dropout; no BatchNorm)"."""
-    found = [variants.changes()[name].change for name in changes_of(number) if matches(name)]
-    return f"{len(found)} ({'; '.join(found)})" if found else "none"
-
-
-def effects_table(number: int, added: bool) -> str:
-    """What single changes to a step do: parts of the next step added to it, or its own parts changed."""
-    base, losses = held_out(f"step{number}"), _losses(load_study("changes", f"step{number}"))
-    lines = [
-        f"| {'added' if added else 'changed'} | runs | accuracy: mean ± sd | difference (95 % interval) | effect "
-        "| loss in thousandths: difference (95 % interval) |",
-        "|---|---:|---:|---:|---|---|",
-        f"| (none) | {len(base)} | {mean_and_spread(base, 3)} % | | | {mean_and_spread(losses)} |",
-    ]
-    for name in changes_of(number, added):
-        values, found = held_out(name), effect(name)
-        cells = f"{mean_and_spread(values, 3)} % | {found} | {found.verdict} | {loss_effect_in_words(name)}"
-        lines.append(f"| {variants.changes()[name].change} | {len(values)} | {cells} |")
-    return block("\n".join(lines))
-
-
 def search_table() -> str:
     """What was tried on the way to the final step."""
-    base = statistics.mean(_means(load_study("search", "start")))
+    base = statistics.mean(means(load_study("search", "start")))
     lines = ["| trial | parameters | runs | accuracy | against the start |", "|---|---:|---:|---:|---:|"]
     for name, trial in search.trials().items():
         runs = load_study("search", name)
-        mean = statistics.mean(_means(runs))
+        mean = statistics.mean(means(runs))
         lines.append(f"| {trial.change} | {runs[0]['params']:,} | {len(runs)} | {mean:.3f} % | {mean - base:+.3f} |")
     return block("\n".join(lines))
 
@@ -319,23 +241,8 @@ def _five(name: str) -> list[float]:
     return [value for run in step_runs(name) for value in last_accuracies(run)]
 
 
-def _means(runs: list[Run]) -> list[float]:
-    """Of each run, the mean of its last five epochs."""
-    return [statistics.mean(last_accuracies(run)) for run in runs]
-
-
-def _losses(runs: list[Run]) -> list[float]:
-    """Of each run, the test loss in thousandths, averaged over its last five epochs."""
-    return [1000 * statistics.mean(record["test_loss"] for record in run["history"][-LAST:]) for run in runs]
-
-
 def _seconds(run: Run) -> float:
     return sum(record["seconds"] for record in run["history"])
-
-
-def _swing(runs: list[Run]) -> float:
-    """Best minus worst of the last five epochs of a run, in points, on average over the runs."""
-    return statistics.mean(max(last_accuracies(run)) - min(last_accuracies(run)) for run in runs)
 
 
 def _held(runs: list[Run], target: float) -> str:

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from experiments import errors, pictures, report, tables, variants
+from experiments import effects, errors, pictures, report, tables, variants
 from experiments.study import GROUPS, load_study, record_path, split_of
 from model import STEPS
 from tinymnist import runs
@@ -119,7 +119,7 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
     ],
 )
 def test_what_the_text_says_of_single_changes(matches, expected):
-    assert all(tables.SORTS[matches](name) for name in expected.split())
+    assert all(effects.SORTS[matches](name) for name in expected.split())
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_what_the_text_says_of_single_changes(matches, expected):
     "step3-no-weight-decay".split(),
 )
 def test_where_the_text_says_no_measurable_effect(name):
-    assert tables.effect(name).verdict == "no measurable effect"
+    assert effects.effect(name).verdict == "no measurable effect"
 
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
-    found = {name: statistics.mean(tables.held_out(name, "sizes")) for name in variants.sizes()}
+    found = {name: statistics.mean(effects.held_out(name, "sizes")) for name in variants.sizes()}
     rounds = [{budget: ("flat", "kernels") for budget in variants.SIZES}]
     rounds += [
         {budget: [name for name, *_ in changes] for budget in budgets}
