@@ -113,6 +113,7 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
     ("matches", "expected"),
     [
         ("worse", "step2-no-batchnorm step3-no-average step3-step-schedule step3-half"),
+        ("better", "step2-one-cycle"),
         ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation step3-constant"),
     ],
 )
