@@ -123,7 +123,8 @@ def test_what_the_text_says_of_single_changes(matches, expected):
 
 @pytest.mark.parametrize(
     "name",
-    "step2-no-dropout step2-dropout-10 step2-dropout-20 step2-big-kernel step3-constant step3-no-deslant step3-no-augmentation step3-no-distillation "
+    "step2-no-dropout step2-dropout-10 step2-dropout-20 step2-big-kernel "
+    "step3-constant step3-no-deslant step3-no-augmentation step3-no-distillation "
     "step3-label-smoothing-alone step3-no-batchnorm step3-gap step3-no-crop step3-norm-first step3-no-boldness "
     "step3-no-weight-decay".split(),
 )
