@@ -101,7 +101,7 @@ def accuracy_over_parameters() -> Figure:
             mean = statistics.mean(accuracy(run["history"][-1]) for run in runs)
             axis.annotate(name[0], (runs[0]["params"], mean), xytext=(5, -10), textcoords="offset points", fontsize=8)
     axis.axhline(STEPS[3].target, color="tab:green", linestyle="--", linewidth=1, label="target 99.40 %")
-    axis.set(xlabel="parameters", ylabel="test accuracy, last epoch (%)", xlim=(1500, 8500))
+    axis.set(xlabel="parameters", ylabel="test accuracy, last epoch (%): mean, range", xlim=(1500, 8500))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=9)
     return figure
