@@ -112,8 +112,8 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
 @pytest.mark.parametrize(
     ("matches", "expected"),
     [
-        ("worse", "step2-no-batchnorm step3-no-average step3-step-schedule step3-half"),
-        ("better", "step2-one-cycle"),
+        ("worse", "step2-no-batchnorm step2-weight-decay step3-no-average step3-step-schedule step3-half"),
+        ("better", "step2-one-cycle step2-average step2-distillation"),
         ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation step3-constant"),
     ],
 )
@@ -130,6 +130,18 @@ def test_what_the_text_says_of_single_changes(matches, expected):
 )
 def test_where_the_text_says_no_measurable_effect(name):
     assert effects.effect(name).verdict == "no measurable effect"
+
+
+@pytest.mark.parametrize(
+    ("added", "taken_out"),
+    [
+        ("step2-one-cycle", "step3-constant"),
+        ("step2-average", "step3-no-average"),
+        ("step2-distillation", "step3-no-distillation"),
+    ],
+)
+def test_gains_of_step_2_do_not_add_up(added, taken_out):
+    assert effects.effect(added).low > -effects.effect(taken_out).low
 
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
