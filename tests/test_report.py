@@ -113,7 +113,11 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
     ("matches", "expected"),
     [
         ("worse", "step2-no-batchnorm step2-weight-decay step3-no-average step3-step-schedule step3-half"),
-        ("better", "step2-one-cycle step2-average step2-distillation"),
+        (
+            "better",
+            "step1-batchnorm step1-dropout-5 step1-dropout-10 step1-dropout-25 "
+            "step2-one-cycle step2-average step2-distillation",
+        ),
         ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation step3-constant"),
     ],
 )
@@ -123,7 +127,7 @@ def test_what_the_text_says_of_single_changes(matches, expected):
 
 @pytest.mark.parametrize(
     "name",
-    "step2-no-dropout step2-dropout-10 step2-dropout-20 step2-big-kernel "
+    "step1-gap step2-no-dropout step2-dropout-10 step2-dropout-20 step2-big-kernel "
     "step3-constant step3-no-deslant step3-no-augmentation step3-no-distillation "
     "step3-label-smoothing-alone step3-no-batchnorm step3-gap step3-no-crop step3-norm-first step3-no-boldness "
     "step3-no-weight-decay".split(),
