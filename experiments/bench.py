@@ -37,7 +37,7 @@ from torchvision.datasets import MNIST
 from tqdm import tqdm
 
 import utils
-from experiments.variants import NormFirstNet
+from experiments import variants
 from model import STEPS
 from tinymnist import augmentation
 from tinymnist.data import default_root
@@ -149,6 +149,7 @@ def changes(device: torch.device) -> dict[str, Contender]:
     """Step 3 as shipped, with one of the changes that made it fast taken out, and with changes that were not made."""
     recipe = replace(FINAL.recipe, epochs=2)
     plain_sgd = functools.partial(_without_fused, torch.optim.SGD)
+    whole = variants.changes()["step3-no-crop"]
 
     def patched(patch: contextlib.AbstractContextManager) -> Callable[[torch.device], list[float]]:
         def epochs(device: torch.device) -> list[float]:
@@ -165,9 +166,10 @@ def changes(device: torch.device) -> dict[str, Contender]:
         "shipped": Contender("(none)", FINAL.net, lambda d: our_epochs(FINAL.net(), recipe, d)),
         "norm-first": Contender(
             "pooling after BatchNorm and ReLU",
-            NormFirstNet,
-            lambda d: our_epochs(NormFirstNet(), recipe, d),
+            variants.NormFirstNet,
+            lambda d: our_epochs(variants.NormFirstNet(), recipe, d),
         ),
+        "no-crop": Contender("the whole 28x28 pixels", whole.net, lambda d: our_epochs(whole.net(), recipe, d)),
         "affine-grid": Contender(
             "F.affine_grid for one matrix product",
             FINAL.net,
