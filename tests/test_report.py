@@ -9,8 +9,10 @@ import torch
 
 from experiments import effects, errors, pictures, report, tables, variants
 from experiments.study import GROUPS, load_study, record_path, split_of
+from experiments.wording import Effect
 from model import STEPS
 from tinymnist import runs
+from tinymnist.runs import meets
 from utils import accuracy, load_runs
 
 
@@ -146,6 +148,17 @@ def test_where_the_text_says_no_measurable_effect(name):
 )
 def test_gains_of_step_2_do_not_add_up(added, taken_out):
     assert effects.effect(added).low > -effects.effect(taken_out).low
+
+
+def test_what_the_text_says_of_the_prior_nets():
+    step3, verdicts = effects.means(tables.step_runs("step3")), {}
+    for network in variants.PRIOR_NETS:
+        ours, own = (load_study("prior", f"{network}-{recipe}") for recipe in ("ours", "published"))
+        assert all(meets(run, 99.4) for run in ours)
+        assert not any(meets(run, 99.4) for run in own)
+        assert Effect.between(step3, effects.means(ours)).verdict == "no measurable effect"
+        verdicts[network] = Effect.between(effects.means(ours), effects.means(own)).verdict
+    assert verdicts == {"A": "better", "D": "no measurable effect", "E": "better", "F": "better"}
 
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
