@@ -159,6 +159,8 @@ def test_what_the_text_says_of_the_prior_nets():
         assert Effect.between(step3, effects.means(ours)).verdict == "no measurable effect"
         verdicts[network] = Effect.between(effects.means(ours), effects.means(own)).verdict
     assert verdicts == {"A": "better", "D": "no measurable effect", "E": "better", "F": "better"}
+    step3_seconds, prior_seconds = (int(tables.values()[f"{name}-seconds"]()[:-2]) for name in ("step3", "prior"))
+    assert 0.3 < step3_seconds / prior_seconds < 0.37  # "a third of the time"
 
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
