@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"bench.py: {error}\n")
     path = RESULTS / f"bench_{device.type}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    measured_at = commit()  # before the first part is written, which changes a file of the repository
+    at_commit = commit()  # before the first part is written, which changes a file of the repository
     for part in options.parts or PARTS:
         if part == "seeds":
             measured = time_seeds(device)
@@ -329,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         results[part] = measured | {
             "hardware": hardware(device),
             "torch_version": torch.__version__,
-            "commit": measured_at,
+            "commit": at_commit,
         }
         write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
         print(f"written: {path}")

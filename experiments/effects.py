@@ -22,7 +22,6 @@ def values() -> dict[str, Callable[[], str]]:
         own, added = partial(changes_of, number), partial(changes_of, number, added=True)
         found[f"{name}-effects"] = partial(effects_table, number)
         found[f"{name}-added"] = partial(effects_table, number, added=True)
-        found[f"{name}-changes"] = lambda own=own: str(len(own()))
         if number > 1:
             found[f"{name}-gain"] = lambda n=number: str(Effect.paired(held_out(f"step{n}"), held_out(f"step{n - 1}")))
         for sort in SORTS:

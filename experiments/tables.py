@@ -68,7 +68,7 @@ def values() -> dict[str, Callable[[], str]]:
         "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
         "prior": prior_table,
         "prior-effects": prior_effects_table,
-        "prior-seconds": lambda: f"{_prior_seconds('ours'):.0f} s",
+        "prior-seconds": lambda: f"{_prior_seconds():.0f} s",
         "sizes": sizes_table,
         "small": small_table,
         "smallest": smallest,
@@ -261,10 +261,9 @@ def _seconds(run: Run) -> float:
     return sum(record["seconds"] for record in run["history"])
 
 
-def _prior_seconds(recipe: str) -> float:
-    """Seconds that the prior nets take to train with a recipe, on average."""
-    names = [f"{network}-{recipe}" for network in variants.PRIOR_NETS]
-    return statistics.mean(_seconds(run) for name in names for run in load_study("prior", name))
+def _prior_seconds() -> float:
+    """Seconds that a prior net takes to train with our recipe, on average."""
+    return statistics.mean(_seconds(run) for name in variants.PRIOR_NETS for run in load_study("prior", f"{name}-ours"))
 
 
 def _held(runs: list[Run], target: float) -> str:
