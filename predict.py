@@ -29,7 +29,11 @@ SURE = 0.5  # probability below which the answer is "no digit"
 
 
 def load_net(path: Path = WEIGHTS) -> nn.Module:
-    """The final net with its published weights, ready to classify on the CPU."""
+    """The final net with its published weights, ready to classify on the CPU.
+
+    Raises:
+        OSError: the weights are not there, or cannot be read.
+    """
     net = FinalNet().eval()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return net
@@ -75,7 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object per image")
     parser.add_argument("--show", action="store_true", help="write what the net saw to NAME-seen.png beside the image")
     options = parser.parse_args(arguments)
-    net, found = load_net(), []
+    try:
+        net = load_net()
+    except OSError as error:
+        parser.exit(2, f"predict.py: no weights: {error}\n")
+    found = []
     for path in options.images:
         try:
             found.append(answer(net, path, options.show))

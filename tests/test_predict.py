@@ -176,3 +176,12 @@ def test_no_image_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stop:
         predict.main([])
     assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
+def test_missing_weights_are_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(predict.load_net, "__defaults__", (tmp_path / "seed_0.pt",))
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["four.png"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+    assert "seed_0.pt" in err
