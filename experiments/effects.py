@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
 
 from experiments import variants
-from experiments.study import load_study, measured
+from experiments.study import load_study
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist.runs import LAST, Run, last_accuracies
@@ -28,6 +29,7 @@ def values() -> dict[str, Callable[[], str]]:
             found[f"{name}-{sort}"] = partial(listing, own, sort)
             found[f"{name}-added-{sort}"] = partial(listing, added, sort)
         found[f"{name}-study-setting"] = lambda name=name: setting(load_study("changes", name))
+        found[f"{name}-pair-spread"] = lambda number=number: f"{pair_spread(number):.2f}"
         found[f"{name}-study-swing"] = lambda name=name: f"{swing(load_study('changes', name)):.2f}"
     for name, variant in variants.changes().items():
         if name != f"step{variant.step}":
@@ -76,12 +78,22 @@ def loss_effect_in_words(name: str) -> str:
 
 
 def changes_of(number: int, added: bool = False) -> list[str]:
-    """The single changes to a step that were trained: its own parts changed, or parts of the next step added."""
+    """The single changes to a step: its own parts changed, or parts of the next step added."""
     return [
         name
         for name, variant in variants.changes().items()
-        if variant.step == number and variant.added == added and name != f"step{number}" and measured("changes", name)
+        if variant.step == number and variant.added == added and name != f"step{number}"
     ]
+
+
+def pair_spread(number: int) -> float:
+    """Standard deviation, from seed to seed, of the difference between a changed and the unchanged step, in points.
+
+    Pooled over the changes to the step: the root of their mean variance.
+    """
+    base = held_out(f"step{number}")
+    differences = [[a - b for a, b in zip(held_out(name), base, strict=True)] for name in changes_of(number)]
+    return math.sqrt(statistics.mean(map(statistics.variance, differences)))
 
 
 # Ways to sort single changes by what they do.

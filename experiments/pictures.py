@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments import variants
-from experiments.study import load_study, measured
+from experiments import effects, variants
+from experiments.study import load_study
 from experiments.tables import load_errors, step_runs
 from model import STEPS
 from tinymnist import runs as storage
@@ -81,12 +81,12 @@ def accuracy_over_parameters() -> Figure:
     """Mean and range of the last epoch over the parameters: the final net, smaller ones, and prior solutions."""
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     ours = [load_study("small", name) for name in variants.small()] + [step_runs("step3")]
-    prior = {name: load_study("prior", name) for name in variants.prior() if measured("prior", name)}
+    prior = {name: load_study("prior", name) for name in variants.prior()}
     series = [("Step 3's net at several sizes", ours, "tab:blue", "o")]
     for recipe, color in (("published", "tab:red"), ("ours", "tab:purple")):
         runs = [found for name, found in prior.items() if name.endswith(recipe)]
         label = "prior nets, our recipe" if recipe == "ours" else "prior nets, their recipe"
-        series += [(label, runs, color, "s")] if runs else []
+        series.append((label, runs, color, "s"))
     for label, groups, color, marker in series:
         last = [[accuracy(run["history"][-1]) for run in runs] for runs in groups]
         means = [statistics.mean(values) for values in last]
@@ -120,6 +120,33 @@ def spread() -> Figure:
     axis.set(xlabel="test accuracy in the last epoch (%)", yticks=list(STEPS), ylim=(3.6, 0.4))
     axis.set_yticklabels([f"Step {number}" for number in STEPS])
     axis.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def single_changes() -> Figure:
+    """What each single change to Step 3 does to the accuracy on held-out images: difference and 95 % interval."""
+    found = {name: effects.effect(name) for name in effects.changes_of(3)}
+    names = sorted(found, key=lambda name: found[name].difference)
+    figure, axis = plt.subplots(figsize=(7.5, 0.21 * len(names) + 0.8), layout="constrained")
+    labels = {"worse": "worse", "better": "better", "no measurable effect": "no measurable effect: holds zero"}
+    for verdict, color in (("worse", "tab:red"), ("no measurable effect", "tab:gray"), ("better", "tab:green")):
+        at = [i for i, name in enumerate(names) if found[name].verdict == verdict]
+        differences = [found[names[i]].difference for i in at]
+        interval = [
+            [found[names[i]].difference - found[names[i]].low for i in at],
+            [found[names[i]].high - found[names[i]].difference for i in at],
+        ]
+        if at:
+            axis.errorbar(
+                differences, at, xerr=interval, color=color, marker="o", ms=4, ls="", capsize=2, label=labels[verdict]
+            )
+    for i, name in enumerate(names):
+        words = variants.changes()[name].change
+        axis.text(-0.02, i, words, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="difference in accuracy (points): mean and 95 % interval", yticks=[], ylim=(-0.7, len(names) - 0.3))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -231,6 +258,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
     "spread.svg": spread,
     "accuracy_over_parameters.svg": accuracy_over_parameters,
+    "single_changes.svg": single_changes,
     "upright.svg": upright,
     "augmentation.svg": augmentation,
     "receptive_fields.svg": receptive_fields,

@@ -25,6 +25,7 @@ from experiments.variants import Variant
 from tinymnist import augmentation
 from utils import Recipe
 
+# Trained from three random seeds: what had been close in the search.
 CLOSE = frozenset(
     (
         "start",
@@ -35,12 +36,26 @@ CLOSE = frozenset(
         "taught-early-1e-3",
         "overlapping",
         "deslant",
-        "taught-deslant",
         "taught-deslant-overlapping",
-        "taught-deslant-crop",
-        "taught-deslant-crop-overlapping",
     )
 )
+# So are the best of the others, trained from one.
+BEST_OF_OTHERS = frozenset(
+    (
+        "taught-0.9-4",
+        "taught-early-batch-64",
+        "taught-deslant-strong",
+        "taught-deslant-crop-wide",
+        "taught-deslant-crop-five",
+        "taught-deslant-crop-late",
+    )
+)
+# Trials that are Step 3 or single changes to it, which have their runs among those: the words for each.
+AMONG_CHANGES = {
+    "step3-no-crop": "all three",
+    "step3-overlapping": "all three on the middle 24x24 pixels, overlapping windows",
+    "step3": "all three on the middle 24x24 pixels (Step 3)",
+}
 FIRST_NET = "c8pP c16p c16pP c18pP lin"
 FIRST_RECIPE = Recipe(
     schedule="one_cycle",
@@ -262,15 +277,12 @@ def trials() -> dict[str, Variant]:
     add("taught-odd-orthogonal", "soft labels, 8-15-18-17 channels, orthogonal start", part(orthogonal, odd), **taught)
     add("taught-odd-deslant", "soft labels, 8-15-18-17 channels, deslanting", f"U {odd}", **taught)
     # Deslanting, soft labels and random boldness together.
-    add("taught-deslant", "all three", f"U {FIRST_NET}", **taught)
     add("taught-deslant-strong", "all three, stronger augmentation", f"U {FIRST_NET}", **taught | strong)
     add("taught-deslant-weak", "all three, weaker augmentation", f"U {FIRST_NET}", **taught | weak)
     overlap = "U c8pO c16p c16pO c18pP lin"
     add("taught-deslant-overlapping", "all three, overlapping windows in the first two poolings", overlap, **taught)
-    add("taught-deslant-crop", "all three on the middle 24x24 pixels", f"U2 {FIRST_NET}", **taught)
     for name, what, line in (
         ("two", "overlapping windows in the first two poolings", "U2 c8pO c16p c16pO c18pP lin"),
-        ("overlapping", "overlapping windows", "U2 c8pO c16p c16pO c18pO lin"),
         ("wide", "overlapping windows, 8-17-17-16 channels", "U2 c8pO c17p c17pO c16pO lin"),
         ("five", "overlapping windows, a fifth convolution", "U2 c8pO c13p c13pO c14p c16pO lin"),
         ("late", "overlapping windows, later pooling", "U2 c8p c13pO c18pO c18pO lin"),

@@ -54,7 +54,7 @@ class Group:
 
 
 GROUPS = {
-    "search": Group(search.trials, True, 1, search.CLOSE),
+    "search": Group(search.trials, True, 1, search.CLOSE | search.BEST_OF_OTHERS),
     "changes": Group(variants.changes, True, 5),
     "prior": Group(variants.prior, False, 3),
     "sizes": Group(variants.sizes, True, 2, variants.CLOSE_SIZES),
@@ -68,11 +68,6 @@ Job = tuple[str, str, int]
 def record_path(group: str, name: str, seed: int) -> Path:
     """Where the record of a run goes."""
     return runs.RESULTS / "study" / group / name / f"seed_{seed}.json"
-
-
-def measured(group: str, name: str) -> bool:
-    """Whether a variant was trained."""
-    return record_path(group, name, 0).parent.exists()
 
 
 def load_study(group: str, name: str) -> list[runs.Run]:

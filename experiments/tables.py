@@ -6,12 +6,13 @@ They are called by name when a document has a place for them, so that a missing 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 
 from experiments import effects, search, speed_tables, variants
 from experiments.effects import held_out, means, swing
-from experiments.study import GROUPS, load_study, measured
+from experiments.study import GROUPS, load_study
 from experiments.wording import Effect, block, mean_and_spread, setting
 from model import STEPS
 from tinymnist import runs as storage
@@ -64,8 +65,10 @@ def values() -> dict[str, Callable[[], str]]:
         "study-runs": lambda: f"{len(studied()):,}",
         "study-hours": lambda: f"{sum(map(_seconds, studied())) / 3600:.0f}",
         "search": search_table,
-        "search-count": lambda: str(len(search.trials())),
-        "search-runs": lambda: str(sum(len(load_study("search", name)) for name in search.trials())),
+        "search-count": lambda: str(len(searched())),
+        "search-apart": search_apart,
+        "search-late-effect": lambda: str(Effect.paired(*map(means, late_and_step_3()))),
+        "search-late-cost": search_late_cost,
         "prior": prior_table,
         "prior-effects": prior_effects_table,
         "prior-seconds": lambda: f"{_prior_seconds():.0f} s",
@@ -129,20 +132,56 @@ def given_up(name: str, count: int) -> str:
 
 
 def studied() -> list[Run]:
-    """Every run of the study that there is."""
-    names = [(group, name) for group, g in GROUPS.items() for name in g.variants()]
-    return [run for job in names if measured(*job) for run in load_study(*job)]
+    """Every run of the study."""
+    return [run for group, g in GROUPS.items() for name in g.variants() for run in load_study(group, name)]
+
+
+def searched() -> list[tuple[str, list[Run]]]:
+    """What was tried on the way to the final step, in words, with its runs."""
+    found = [(trial.change, load_study("search", name)) for name, trial in search.trials().items()]
+    return found + [(words, load_study("changes", name)) for name, words in search.AMONG_CHANGES.items()]
+
+
+def against_start(runs: list[Run]) -> tuple[list[float], float]:
+    """Of a trial, the held-out accuracy of each run, and the difference of their mean to the search's start.
+
+    Both are over the random seeds that the trial and the start have in common.
+    """
+    start = held_out("start", "search")
+    accuracies = means(runs)[: len(start)]
+    return accuracies, statistics.mean(accuracies) - statistics.mean(start[: len(accuracies)])
 
 
 def search_table() -> str:
-    """What was tried on the way to the final step."""
-    base = statistics.mean(means(load_study("search", "start")))
+    """What was tried on the way to the final step, against its start on the same held-out images."""
     lines = ["| trial | parameters | runs | accuracy | against the start |", "|---|---:|---:|---:|---:|"]
-    for name, trial in search.trials().items():
-        runs = load_study("search", name)
-        mean = statistics.mean(means(runs))
-        lines.append(f"| {trial.change} | {runs[0]['params']:,} | {len(runs)} | {mean:.3f} % | {mean - base:+.3f} |")
+    for words, runs in searched():
+        accuracies, difference = against_start(runs)
+        cells = f"{len(accuracies)} | {statistics.mean(accuracies):.3f} % | {difference:+.3f}"
+        lines.append(f"| {words} | {runs[0]['params']:,} | {cells} |")
     return block("\n".join(lines))
+
+
+def search_apart() -> str:
+    """The trials that lie further from the start than two standard deviations of such a difference."""
+    found, spread = [], effects.pair_spread(3)
+    for words, runs in searched():
+        accuracies, difference = against_start(runs)
+        if abs(difference) > 2 * spread / math.sqrt(len(accuracies)):
+            found.append(f"{words}, {difference:+.3f}")
+    return f"{len(found)} ({'; '.join(found)})" if found else "none"
+
+
+def late_and_step_3() -> tuple[list[Run], list[Run]]:
+    """The runs of the trial that came out best, later pooling in overlapping windows, and of Step 3 beside them."""
+    late = load_study("search", "taught-deslant-crop-late")
+    return late, load_study("changes", "step3")[: len(late)]
+
+
+def search_late_cost() -> str:
+    """How many times as long that trial takes to train as Step 3."""
+    late, final = (statistics.mean(map(_seconds, runs)) for runs in late_and_step_3())
+    return f"{late / final:.1f}"
 
 
 def prior_table() -> str:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import utils
 from experiments.nets import build
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
-from tinymnist.augmentation import STD
 from tinymnist.deslant import Deslant
 from utils import Recipe
 
@@ -70,17 +69,6 @@ class NormFirstNet(FinalNet):
         x = self.pool(F.relu_(self.norm3(self.conv3(x))))
         x = self.pool(F.relu_(self.norm4(self.conv4(x))))
         return self.head(x.flatten(1))
-
-
-class MeanSubtracted(nn.Module):
-    """The digit set upright, then moved to mean 0, where the background is not what the convolutions pad with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.upright = Deslant(crop=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.upright(x) - 0.1307 / STD
 
 
 def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
@@ -168,8 +156,6 @@ def changes() -> dict[str, Variant]:
     ):
         change(3, name, what, functools.partial(build, line))
     change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
-    net = functools.partial(_with, FinalNet, upright=MeanSubtracted())
-    change(3, "mean-subtracted", "mean subtracted from the input", net)
     change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.ZeroPad2d(-2)))
     for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
         net = functools.partial(build, "U2 c8pP c16p c16pP c18pP lin", activation)
@@ -184,7 +170,6 @@ def changes() -> dict[str, Variant]:
     change(3, "constant", "constant rate of 0.02 in place of one-cycle", schedule="constant", max_lr=0.02)
     change(3, "step-schedule", "step schedule in place of one-cycle", schedule="step")
     change(3, "no-average", "no weight average", average=0.0)
-    change(3, "average-0.99", "weight average of 0.99 in place of 0.998", average=0.99)
     change(3, "no-weight-decay", "no weight decay", weight_decay=0.0)
     change(3, "batch-64", "batches of 64 at half the rate", batch_size=64, max_lr=0.05, average=0.999)
     change(3, "batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from experiments import effects, errors, pictures, report, tables, variants
+from experiments import effects, errors, pictures, report, search, tables, variants
 from experiments.study import GROUPS, load_study, record_path, split_of
 from experiments.wording import Effect
 from model import STEPS
@@ -100,11 +100,8 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
     for name, group in GROUPS.items():
         assert group.held_out == (name in ("search", "changes", "sizes"))
         for variant in group.variants():
-            folder = record_path(name, variant, 0).parent
-            if not folder.exists():
-                continue
             published = load_study(name, variant)
-            assert len(published) == len(list(folder.iterdir()))
+            assert len(published) == len(list(record_path(name, variant, 0).parent.iterdir()))
             for run in published:
                 assert run["split"] == split_of((name, variant, run["seed"]))
                 assert {r["train_total"] for r in run["history"]} == {50_000 if group.held_out else 60_000}
@@ -114,13 +111,18 @@ def test_what_was_studied_is_complete_and_choices_left_the_test_set_alone():
 @pytest.mark.parametrize(
     ("matches", "expected"),
     [
-        ("worse", "step2-no-batchnorm step2-weight-decay step3-no-average step3-step-schedule step3-half"),
+        (
+            "worse",
+            "step2-no-batchnorm step2-weight-decay step3-no-average step3-step-schedule step3-half "
+            "step3-augmentation-1.5 step3-dropout-10",
+        ),
         (
             "better",
             "step1-batchnorm step1-dropout-5 step1-dropout-10 step1-dropout-25 "
             "step2-one-cycle step2-average step2-distillation",
         ),
         ("loss-higher", "step3-no-deslant step3-no-augmentation step3-no-distillation step3-constant"),
+        ("loss-lower", "step3-overlapping"),
     ],
 )
 def test_what_the_text_says_of_single_changes(matches, expected):
@@ -132,10 +134,18 @@ def test_what_the_text_says_of_single_changes(matches, expected):
     "step1-gap step2-no-dropout step2-dropout-10 step2-dropout-20 step2-big-kernel "
     "step3-constant step3-no-deslant step3-no-augmentation step3-no-distillation "
     "step3-label-smoothing-alone step3-no-batchnorm step3-gap step3-no-crop step3-norm-first step3-no-boldness "
-    "step3-no-weight-decay".split(),
+    "step3-no-weight-decay step3-no-rotation step3-no-translation step3-no-scale step3-no-shear "
+    "step3-augmentation-0.5 step3-early-pooling step3-late-pooling step3-overlapping step3-gelu step3-batch-64 "
+    "step3-batch-256 step3-silu step3-dropout-5 step3-label-smoothing".split(),
 )
 def test_where_the_text_says_no_measurable_effect(name):
     assert effects.effect(name).verdict == "no measurable effect"
+
+
+@pytest.mark.parametrize("name", variants.AUGMENTATION)
+def test_no_single_augmentation_has_a_measurable_effect_on_the_loss(name):
+    interval = effects.loss_effect(f"step3-no-{name}")
+    assert interval.low < 0 < interval.high
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,11 @@ def test_what_the_text_says_of_the_prior_nets():
     assert verdicts == {"A": "better", "D": "no measurable effect", "E": "better", "F": "better"}
     step3_seconds, prior_seconds = (int(tables.values()[f"{name}-seconds"]()[:-2]) for name in ("step3", "prior"))
     assert 0.3 < step3_seconds / prior_seconds < 0.37  # "a third of the time"
+
+
+def test_those_trained_again_are_the_best_from_one_random_seed():
+    found = {name: effects.held_out(name, "search")[0] for name in search.trials().keys() - search.CLOSE}
+    assert set(sorted(found, key=found.__getitem__)[-len(search.BEST_OF_OTHERS) :]) == search.BEST_OF_OTHERS
 
 
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():

@@ -79,10 +79,30 @@ def test_a_change_is_one_of_the_net_or_of_the_recipe():
         assert sum(changed) == (name != f"step{variant.step}"), name
 
 
+TRIALS_AMONG_CHANGES = {
+    "step3-no-crop": f"U {search.FIRST_NET}",
+    "step3-overlapping": "U2 c8pO c16p c16pO c18pO lin",
+    "step3": f"U2 {search.FIRST_NET}",
+}
+
+
+def test_trials_among_the_changes_are_what_their_words_say():
+    assert TRIALS_AMONG_CHANGES.keys() == search.AMONG_CHANGES.keys()
+    for name, line in TRIALS_AMONG_CHANGES.items():
+        change = variants.changes()[name]
+        assert change.recipe == replace(search.FIRST_RECIPE, boldness=0.5, distillation=0.5, temperature=2.0)
+        torch.manual_seed(0)
+        net = change.net().eval()
+        torch.manual_seed(0)
+        written = build(line).eval()
+        x = torch.rand(2, 1, 28, 28)
+        assert torch.equal(net(x), written(x))
+
+
 def test_at_least_forty_trials_and_all_below_8000_parameters():
     trials = search.trials()
     assert len(trials) > 40
-    assert set(trials) >= search.CLOSE
+    assert set(trials) >= search.CLOSE | search.BEST_OF_OTHERS
     assert max(count_parameters(trial.net()) for trial in trials.values()) < 8_000
 
 
