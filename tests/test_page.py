@@ -64,6 +64,11 @@ def test_links_to_other_sites_are_encrypted_and_whole(text):
         assert f"{path}.ipynb" in DOCUMENTS
 
 
+def test_no_prose_begins_with_a_comment(text):
+    """Markdown takes such a line as HTML, and shows its links as they are typed."""
+    assert not re.findall(r"^<!--[\w.-]+-->.+", text, re.M)
+
+
 def test_every_picture_has_words(text):
     for picture, words, target in links(text):
         assert not picture or len(words) > (10 if target.startswith("http") else 40), target
