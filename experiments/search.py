@@ -50,6 +50,9 @@ BEST_OF_OTHERS = frozenset(
         "taught-deslant-crop-late",
     )
 )
+# The best two of these, which were then compared with Step 3 itself.
+BEST_TWO = frozenset(("taught-deslant-crop-wide", "taught-deslant-crop-late"))
+MORE_SEEDS = dict.fromkeys(CLOSE | BEST_OF_OTHERS, 3) | dict.fromkeys(BEST_TWO, 5)
 # Trials that are Step 3 or single changes to it, which have their runs among those: the words for each.
 AMONG_CHANGES = {
     "step3-no-crop": "all three",

@@ -15,8 +15,8 @@ single-thread processes as there are cores.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,24 +40,24 @@ class Group:
         variants: makes its variants by name.
         held_out: whether it is judged on held-out training images, not on the test set.
         seeds: how many random seeds each variant is trained from.
-        close: variants that are trained from three at least, because they were close.
+        more: how many instead, for those that are trained from more because they were close.
     """
 
     variants: Callable[[], dict[str, Variant]]
     held_out: bool
     seeds: int
-    close: frozenset[str] = frozenset()
+    more: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> int:
         """How many random seeds a variant is trained from."""
-        return max(self.seeds, 3) if name in self.close else self.seeds
+        return self.more.get(name, self.seeds)
 
 
 GROUPS = {
-    "search": Group(search.trials, True, 1, search.CLOSE | search.BEST_OF_OTHERS),
+    "search": Group(search.trials, True, 1, search.MORE_SEEDS),
     "changes": Group(variants.changes, True, 5),
     "prior": Group(variants.prior, False, 3),
-    "sizes": Group(variants.sizes, True, 2, variants.CLOSE_SIZES),
+    "sizes": Group(variants.sizes, True, 2, dict.fromkeys(variants.CLOSE_SIZES, 3)),
     "small": Group(variants.small, False, 5),
 }
 PARTS = (5, 0, 1, 2, 3, 4)  # the sixth of the training images that is held out, by random seed

@@ -67,8 +67,7 @@ def values() -> dict[str, Callable[[], str]]:
         "search": search_table,
         "search-count": lambda: str(len(searched())),
         "search-apart": search_apart,
-        "search-late-effect": lambda: str(Effect.paired(*map(means, late_and_step_3()))),
-        "search-late-cost": search_late_cost,
+        "search-cost": lambda: search_cost("taught-deslant-crop-late"),
         "prior": prior_table,
         "prior-effects": prior_effects_table,
         "prior-seconds": lambda: f"{_prior_seconds():.0f} s",
@@ -79,6 +78,8 @@ def values() -> dict[str, Callable[[], str]]:
         "teacher-seconds": lambda: f"{_seconds(load_runs('teacher', 1)[0]):.0f} s",
         "teacher-accuracy": lambda: f"{accuracy(load_runs('teacher', 1)[0]['history'][-1]):.2f} %",
     }
+    for name in search.BEST_TWO:
+        found[f"search-{name}"] = lambda name=name: str(against_step_3(name))
     for name, count in GIVEN_UP.items():
         found[f"given-up-{name}"] = lambda name=name, count=count: given_up(name, count)
         found[f"given-up-{name}-high"] = lambda n=name, count=count: _held(load_runs(f"given_up/{n}", count), HIGH)
@@ -172,16 +173,15 @@ def search_apart() -> str:
     return f"{len(found)} ({'; '.join(found)})" if found else "none"
 
 
-def late_and_step_3() -> tuple[list[Run], list[Run]]:
-    """The runs of the trial that came out best, later pooling in overlapping windows, and of Step 3 beside them."""
-    late = load_study("search", "taught-deslant-crop-late")
-    return late, load_study("changes", "step3")[: len(late)]
+def against_step_3(name: str) -> Effect:
+    """The held-out accuracy of a trial of the search over that of Step 3, in points."""
+    return Effect.paired(held_out(name, "search"), held_out("step3"))
 
 
-def search_late_cost() -> str:
-    """How many times as long that trial takes to train as Step 3."""
-    late, final = (statistics.mean(map(_seconds, runs)) for runs in late_and_step_3())
-    return f"{late / final:.1f}"
+def search_cost(name: str) -> str:
+    """How many times as long a trial takes to train as Step 3."""
+    trial, final = (load_study(*job) for job in (("search", name), ("changes", "step3")))
+    return f"{statistics.mean(map(_seconds, trial)) / statistics.mean(map(_seconds, final)):.1f}"
 
 
 def prior_table() -> str:

@@ -178,6 +178,15 @@ def test_those_trained_again_are_the_best_from_one_random_seed():
     assert set(sorted(found, key=found.__getitem__)[-len(search.BEST_OF_OTHERS) :]) == search.BEST_OF_OTHERS
 
 
+def test_the_best_trials_do_no_better_than_step_3():
+    found = {words: tables.against_start(runs)[1] for words, runs in tables.searched()}
+    best = [search.trials()[name].change for name in search.BEST_TWO]
+    best.append(search.AMONG_CHANGES["step3-overlapping"])
+    assert set(sorted(found, key=found.__getitem__)[-3:]) == set(best)
+    for name in search.BEST_TWO:
+        assert tables.against_step_3(name).verdict == "no measurable effect"
+
+
 def test_the_smaller_nets_are_the_best_ones_on_held_out_images():
     found = {name: statistics.mean(effects.held_out(name, "sizes")) for name in variants.sizes()}
     rounds = [{budget: ("flat", "kernels") for budget in variants.SIZES}]
