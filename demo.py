@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until it is interrupted.
 
     Returns:
-        the exit code: 0, or 2 if Gradio or the port is not to be had.
+        the exit code: 0, or 2 if Gradio, the weights or the port are not to be had.
     """
     parser = OneLineParser(
         prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         page = build(load_net())
     except ImportError as error:
         parser.exit(2, f"demo.py: Gradio cannot be loaded ({error}): pip install -r requirements-demo.txt\n")
+    except OSError as error:
+        parser.exit(2, f"demo.py: no weights: {error}\n")
     torch.set_num_threads(1)
     try:
         page.launch(share=options.share, server_port=options.port)

@@ -69,6 +69,18 @@ def test_a_port_in_use_is_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_missing_weights_are_one_line(monkeypatch, capsys):
+    def missing():
+        raise FileNotFoundError(2, "No such file or directory", "seed_0.pt")
+
+    monkeypatch.setattr(demo, "load_net", missing)
+    with pytest.raises(SystemExit) as stop:
+        demo.main([])
+    err = capsys.readouterr().err
+    assert (stop.value.code, err.count("\n")) == (2, 1)
+    assert "seed_0.pt" in err
+
+
 @pytest.fixture
 def address():
     """A demo that runs in a process of its own, on a free port."""

@@ -1,6 +1,7 @@
 """predict.py: pictures of any kind are prepared as MNIST was made, and what is no digit is refused in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import predict
 from tinymnist.prepare import PictureError, open_picture, prepare
+from utils import normalize
 
 FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif-Bold", "STIXGeneral"]
 NET = predict.load_net()
@@ -185,3 +187,13 @@ def test_missing_weights_are_one_line(capsys, monkeypatch, tmp_path):
     out, err = capsys.readouterr()
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
     assert "seed_0.pt" in err
+
+
+def test_the_lines_of_the_readme_classify(mnist, repository, monkeypatch):
+    (lines,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    monkeypatch.chdir(repository)
+    found = {"images": mnist.test_images[:500]}
+    exec(lines, found)
+    with torch.no_grad():
+        assert torch.equal(found["digits"], NET(normalize(mnist.test_images[:500])).argmax(1))
+    assert (found["digits"] == mnist.test_labels[:500]).sum() > 490
