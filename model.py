@@ -1,4 +1,4 @@
-"""The three nets, one per step, the teacher of the last, and the three steps: a net, its recipe and its target.
+"""The three nets, one per step, and the three steps: a net, its recipe and its target.
 
 Every net takes float32 (N, 1, 28, 28) and returns logits (N, 10). A net's docstring adds up its
 parameters layer by layer: a convolution has inputs x outputs x kernel, BatchNorm a scale and a
@@ -96,14 +96,13 @@ class RegularizedNet(nn.Module):
 
 
 class FinalNet(nn.Module):
-    """Step 3: the digit is set upright first, pooled early, and its last map read place by place.
+    """Step 3: the digit is deslanted, pooled early, and classified from a flattened 3x3 map.
 
-    The outer two rows and columns at each side, with less than half a percent of the ink, are cut off. Padding keeps
-    the strokes at the border; the last map is pooled to 3x3 and flattened, not averaged. Pooling stands before
-    BatchNorm and ReLU, which then work on a quarter of the values.
+    Deslanting also crops two rows and columns at each side, which hold less than half a percent of the ink. Padding
+    keeps the strokes at the border. Pooling precedes BatchNorm and ReLU, which then work on a quarter of the values.
 
     layer   shape of its output   parameters
-    upright  1 x 24 x 24
+    deslant  1 x 24 x 24
     conv1    8 x 24 x 24          1 *  8 * 3 * 3 = 72
     pool     8 x 12 x 12
     norm1    8 x 12 x 12          2 *  8         = 16
@@ -122,7 +121,7 @@ class FinalNet(nn.Module):
     def __init__(self, channels: tuple[int, int, int, int] = (8, 16, 16, 18)) -> None:
         super().__init__()
         first, second, third, fourth = channels
-        self.upright = Deslant(crop=2)
+        self.deslant = Deslant(crop=2)
         self.conv1 = nn.Conv2d(1, first, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
@@ -135,28 +134,10 @@ class FinalNet(nn.Module):
         self.head = nn.Linear(fourth * 3 * 3, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.upright(x)
+        x = self.deslant(x)
         x = F.relu_(self.norm1(self.pool(self.conv1(x))))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = F.relu_(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
-        return self.head(x.flatten(1))
-
-
-class TeacherNet(FinalNet):
-    """The final net with two to three times the channels, 43,930 parameters: it teaches, and is not judged.
-
-    Its second pooling stands a convolution earlier, so that the wide layers work on 6x6 pixels.
-    """
-
-    def __init__(self) -> None:
-        super().__init__((16, 32, 48, 48))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.upright(x)
-        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu_(self.norm2(self.pool(self.conv2(x))))
-        x = F.relu_(self.norm3(self.conv3(x)))
         x = F.relu_(self.norm4(self.pool(self.conv4(x))))
         return self.head(x.flatten(1))
 
@@ -170,19 +151,12 @@ class Step:
         net: the class of its net, which takes no arguments.
         recipe: how the net is trained.
         target: test accuracy in percent that each of the last five epochs shall reach.
-        teacher: the class of the net whose soft labels the recipe asks for, or None.
     """
 
     theme: str
     net: type[nn.Module]
     recipe: Recipe
     target: float
-    teacher: type[nn.Module] | None = None
-
-    @property
-    def teacher_recipe(self) -> Recipe:
-        """How the teacher is trained: as its pupil is, without a teacher."""
-        return replace(self.recipe, distillation=0.0, temperature=1.0)
 
 
 # Steps 2 and 3 are written as what differs from the step before. Step 2 changes the net alone.
@@ -202,10 +176,6 @@ STEPS[3] = replace(
         translation=0.05,
         scale=0.12,
         shear=8.0,
-        boldness=0.5,
         average=0.998,
-        distillation=0.5,
-        temperature=2.0,
     ),
-    teacher=TeacherNet,
 )

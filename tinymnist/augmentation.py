@@ -1,4 +1,4 @@
-"""From uint8 images to a net's input: normalization, and augmentation of a whole batch on the device that holds it."""
+"""From uint8 images to a net's input: normalization, and random affine maps of a whole batch on its device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = None) -> Tensor:
-    """Turn uint8 (N, 28, 28) into a training batch: augmented as the recipe says, then normalized.
+    """Turn uint8 (N, 28, 28) into a training batch: moved at random as the recipe says, then normalized.
 
     The images are moved while their background is 0, so that what comes in from outside is background.
 
@@ -36,8 +36,34 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = 
         float32 (N, 1, 28, 28).
     """
     x = images.unsqueeze(1).float() / 255
-    x = random_affine(x, recipe.rotation, recipe.translation, recipe.scale, recipe.shear, generator)
-    return normalize(random_boldness(x, recipe.boldness, generator))
+    return normalize(random_affine(x, recipe.rotation, recipe.translation, recipe.scale, recipe.shear, generator))
+
+
+def random_affine(
+    images: Tensor,
+    rotation: float = 0.0,
+    translation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Apply to each image its own random affine map, drawn uniformly within the given strengths.
+
+    Args:
+        images: float (N, 1, H, W), 0 = background.
+        rotation: largest angle in degrees, either way.
+        translation: largest shift as a fraction of the width and of the height, each way.
+        scale: largest change of size as a fraction: 0.1 gives factors from 0.9 to 1.1.
+        shear: largest shear along x in degrees, either way.
+        generator: source of the random numbers, on the device of `images`.
+
+    Returns:
+        float (N, 1, H, W); `images` itself when every strength is 0.
+    """
+    if not any((rotation, translation, scale, shear)):
+        return images
+    u = torch.rand(5, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    return affine(images, rotation * u[0], translation * u[1], translation * u[2], 1 + scale * u[3], shear * u[4])
 
 
 def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
@@ -74,7 +100,8 @@ def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scal
 def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
     """Where to sample for affine maps: `F.affine_grid` without `align_corners`, by one matrix product.
 
-    The library's function multiplies a batch of small matrices, which takes several times as long.
+    On one CPU thread, which is how random seeds are trained side by side, the library's product of many
+    small matrices slows down an epoch: `experiments/bench.py` measures by how much.
 
     Args:
         theta: float (N, 2, 3), from output to input coordinates.
@@ -86,54 +113,3 @@ def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
     y = (torch.arange(height, device=theta.device, dtype=theta.dtype) * 2 + 1) / height - 1
     pixels = torch.stack([x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x + y[:, None])])
     return (theta.reshape(-1, 3) @ pixels.view(3, -1)).view(-1, 2, height, width).permute(0, 2, 3, 1)
-
-
-def random_affine(
-    images: Tensor,
-    rotation: float = 0.0,
-    translation: float = 0.0,
-    scale: float = 0.0,
-    shear: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Apply to each image its own random affine map, drawn uniformly within the given strengths.
-
-    Args:
-        images: float (N, 1, H, W), 0 = background.
-        rotation: largest angle in degrees, either way.
-        translation: largest shift as a fraction of the width and of the height, each way.
-        scale: largest change of size as a fraction: 0.1 gives factors from 0.9 to 1.1.
-        shear: largest shear along x in degrees, either way.
-        generator: source of the random numbers, on the device of `images`.
-
-    Returns:
-        float (N, 1, H, W); `images` itself when every strength is 0.
-    """
-    if not any((rotation, translation, scale, shear)):
-        return images
-    u = torch.rand(5, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
-    return affine(images, rotation * u[0], translation * u[1], translation * u[2], 1 + scale * u[3], shear * u[4])
-
-
-def random_boldness(images: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
-    """Make the strokes of each image bolder or lighter at random, as pens and hands differ.
-
-    Where a pixel is less than twice the mean of the 3x3 pixels around it, which is so inside and beside a stroke,
-    a random share of the difference is added or taken away.
-
-    Args:
-        images: float (N, 1, H, W) from 0 = background to 1.
-        strength: largest share, either way.
-        generator: source of the random numbers, on the device of `images`.
-
-    Returns:
-        float (N, 1, H, W) from 0 to 1; `images` itself when the strength is 0.
-    """
-    if not strength:
-        return images
-    share = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
-    padded = F.pad(images, (1, 1, 1, 1))  # sums of shifted copies take a fifth of the time of F.avg_pool2d on a CPU
-    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
-    mean = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-    difference = (2 * mean - images).clamp(min=0)
-    return (images + strength * share * difference).clamp(0, 1)

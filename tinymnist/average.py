@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class WeightAverage:
-    """The exponential moving average of a net's weights and BatchNorm statistics.
+    """The exponential moving average of a net's weights and BatchNorm statistics (Polyak and Juditsky, 1992).
 
     Attributes:
         model: a copy of the net that holds the average.
@@ -23,17 +23,13 @@ class WeightAverage:
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm's counts of batches
 
     @torch.no_grad()
-    def update(self, step: int | Tensor) -> None:
+    def update(self, step: int) -> None:
         """Move the average towards the net's present weights, by 1 - decay of the way.
 
         The first steps move further (the decay is at most (1 + step) / (10 + step), step from 0),
         so that the random initial weights are soon forgotten.
-
-        Args:
-            step: a number, or a tensor of one on the net's device, which is not waited for.
         """
-        ramp = (1 + step) / (10 + step)
-        decay = ramp.squeeze().clamp(max=self.decay) if isinstance(ramp, Tensor) else min(self.decay, ramp)
+        decay = min(self.decay, (1 + step) / (10 + step))
         moves = torch._foreach_sub(self._values, self._averages)  # as in torch.optim.swa_utils: few kernels for all
         torch._foreach_mul_(moves, 1 - decay)
         torch._foreach_add_(self._averages, moves)

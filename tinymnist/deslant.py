@@ -1,4 +1,4 @@
-"""Deslanting: a first layer without parameters that sets leaning digits upright."""
+"""Deslanting: a first layer without parameters that shears slanted digits upright."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tinymnist.augmentation import affine_grid
 
 
 class Deslant(nn.Module):
-    """Shears each image along x so that its ink leans neither way (LeCun et al., 1998, section III-A).
+    """Shears each image along x until its ink has no slant (LeCun et al., 1998, section III-A).
 
-    How far the ink leans is the slope of its second moments: the covariance of x and y over the variance of y. The
-    image is sheared around the ink's centre of mass, bilinearly; what comes in from outside is background. A lean
-    beyond 45 degrees is taken for 45. An image without ink stays as it is. No gradient passes to the image.
+    The slant is the slope of the ink's second moments: the covariance of x and y over the variance of y. The image is
+    sheared around the ink's centre of mass, bilinearly; what comes in from outside is background. A slant beyond 45
+    degrees counts as 45. An image without ink stays as it is. No gradient passes to the image.
 
     Args:
-        crop: rows and columns to cut off at each side of the sheared image; it costs no time, but saves it later on.
+        crop: rows and columns to cut off at each side of the sheared image.
 
     Takes float (N, 1, H, W), 0 = background, ink above 0; returns float (N, 1, H - 2 crop, W - 2 crop).
     """
@@ -39,11 +39,11 @@ class Deslant(nn.Module):
         moments = images.flatten(1) @ torch.stack([torch.ones_like(x), x, y, x * y, y * y], dim=-1).flatten(0, 1)
         ink, *sums = moments.unbind(1)
         mean_x, mean_y, mean_xy, mean_yy = (value / ink.clamp(min=1e-6) for value in sums)
-        lean = ((mean_xy - mean_x * mean_y) / (mean_yy - mean_y**2).clamp(min=1e-3)).clamp(-1, 1)
-        # A pixel is read from as far to the right as the ink leans at its height. What is read is measured in half
+        slant = ((mean_xy - mean_x * mean_y) / (mean_yy - mean_y**2).clamp(min=1e-3)).clamp(-1, 1)
+        # A pixel is read from as far to the right as the ink is slanted at its height. What is read is measured in half
         # images (grid_sample's -1 to 1), and what is returned in half crops of it.
         rows, columns = height - 2 * self.crop, width - 2 * self.crop
-        along_x, along_y, zero = torch.full_like(lean, columns / width), lean * rows / width, torch.zeros_like(lean)
-        down = torch.full_like(lean, rows / height)
-        theta = torch.stack([along_x, along_y, -lean * mean_y * 2 / width, zero, down, zero], dim=1)
+        along_x, along_y, zero = torch.full_like(slant, columns / width), slant * rows / width, torch.zeros_like(slant)
+        down = torch.full_like(slant, rows / height)
+        theta = torch.stack([along_x, along_y, -slant * mean_y * 2 / width, zero, down, zero], dim=1)
         return F.grid_sample(images, affine_grid(theta.view(-1, 2, 3), rows, columns), align_corners=False)

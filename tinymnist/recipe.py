@@ -19,11 +19,7 @@ class Recipe:
         warmup: fraction of the steps in which "one_cycle" rises.
         momentum: Nesterov momentum of SGD (Sutskever et al., 2013).
         weight_decay: L2 penalty of SGD, on every parameter.
-        label_smoothing: share of the target spread over all classes (Szegedy et al., 2015).
-        distillation: share of the loss that is about a teacher's soft labels (Hinton et al., 2015); 0 needs none.
-        temperature: divides the logits, the teacher's and the net's, before soft labels are compared.
         rotation, translation, scale, shear: strengths of `random_affine`; all 0 is no augmentation.
-        boldness: strength of `random_boldness`; 0 leaves the strokes as they are.
         average: decay per step of the exponential moving average of the weights that is evaluated
             (Polyak and Juditsky, 1992); 0 evaluates the weights themselves.
     """
@@ -35,14 +31,10 @@ class Recipe:
     warmup: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    distillation: float = 0.0
-    temperature: float = 1.0
     rotation: float = 0.0
     translation: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
-    boldness: float = 0.0
     average: float = 0.0
 
 

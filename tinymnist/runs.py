@@ -47,10 +47,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def check_destination(path: Path, data: str) -> None:
-    """Raise ValueError if a run on other data than MNIST would go into `results/`."""
-    if data != "mnist" and path.resolve().is_relative_to(RESULTS):
-        raise ValueError("results/ holds runs on MNIST only: choose another folder for drawn digits")
+def check_writable(folder: Path) -> None:
+    """Raise OSError unless files can be written to the folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_destination(path: Path, data: str, partial: bool = False) -> None:
+    """Raise ValueError if a run on other data than MNIST, or a partial one, would go into `results/`."""
+    if not path.resolve().is_relative_to(RESULTS):
+        return
+    if data != "mnist":
+        raise ValueError("results/ holds runs on MNIST only: choose another --out for drawn digits")
+    if partial:
+        raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
 
 
 def save_run(
@@ -62,9 +73,11 @@ def save_run(
     step: int,
     seed: int,
     device: torch.device,
+    fitted: tuple[float, int, int],
     split: str = "test",
     data: str = "mnist",
     weights: bool = True,
+    **facts: Any,
 ) -> Run:
     """Write a finished run as JSON and, beside it, the weights as a state dict (`.pt`).
 
@@ -73,9 +86,11 @@ def save_run(
         model: holds the weights that the last epoch evaluated.
         recipe, history: as given to and returned by `fit`.
         step, seed, device: what was trained, from which random seed and where.
+        fitted: what `evaluate` says of the training images, with the weights of the last epoch.
         split: "test", or "validation" if `test_*` in the history is about held-out training images.
         data: "mnist" or "drawn".
         weights: whether to write the weights too.
+        facts: further entries of the record.
 
     Returns:
         What was written as JSON.
@@ -96,7 +111,9 @@ def save_run(
         "commit": commit(),
         "data": data,
         "split": split,
+        **facts,
         "recipe": asdict(recipe),
+        "train_accuracy": 100 * fitted[1] / fitted[2],
         "history": history,
     }
     if weights:
@@ -130,13 +147,12 @@ def commit() -> str | None:
 
 
 def read_run(path: Path, expected: Run) -> Run | None:
-    """The record in a file if it says what is expected of it, else None; fields that a recipe lacks are defaults."""
+    """The record in a file if it is whole and says what is expected of it, else None."""
     try:
         run = json.loads(path.read_text())
-        run["recipe"] = asdict(Recipe(**run["recipe"]))
+        return run if all(run[key] == value for key, value in expected.items()) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return run if all(run.get(key) == value for key, value in expected.items()) else None
 
 
 def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[Run]:
