@@ -1,46 +1,65 @@
-"""What the study trains: single changes to the steps, prior solutions, and smaller nets."""
+"""What the study varies: a net, a recipe, or a part of `fit`, each as the difference from what it is compared with.
+
+A variant is one entry here; `experiments/study.py` trains it, and `experiments/report.py` adds it to the tables.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import utils
-from experiments.nets import build
+from experiments.distillation import Distillation, soft_labels_of
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
 from tinymnist.deslant import Deslant
-from utils import Recipe
+from utils import Recipe, cross_entropy
 
-AUGMENTATION = ("rotation", "translation", "scale", "shear", "boldness")
+MakeNet = Callable[[], nn.Module]
+
+
+def no_options(split: str) -> dict[str, Any]:
+    """The options of a variant that leaves `fit` as it is."""
+    return {}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A net and a recipe, mostly a step with one thing changed.
+    """A net, a recipe and options of `fit`, mostly another variant with one thing changed.
 
     Attributes:
         change: the difference from its base, in words.
         net: makes the net.
         recipe: how it is trained.
-        step: the step that it is compared with, or whose recipe it has.
-        added: whether it is something of the next step, added to this one.
-        patch: a context manager that is entered for the training.
+        base: the variant of the same group that it is compared with; empty if there is none.
+        options: makes the keyword arguments of `fit` (optimizer, rate, augmentation, loss) for one run on a split.
     """
 
     change: str
-    net: Callable[[], nn.Module]
+    net: MakeNet
     recipe: Recipe
-    step: int = 3
-    added: bool = False
-    patch: Callable[[], Any] = contextlib.nullcontext
+    base: str = ""
+    options: Callable[[str], Mapping[str, Any]] = no_options
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants that share a table.
+
+    Attributes:
+        variants: makes them, by name.
+        seeds: how many random seeds each is trained from, 0 to seeds - 1.
+        held_out: whether they are judged on held-out training images, not on the test set.
+    """
+
+    variants: Callable[[], dict[str, Variant]]
+    seeds: int
+    held_out: bool = True
 
 
 class BigKernelNet(RegularizedNet):
@@ -59,18 +78,6 @@ class BigKernelNet(RegularizedNet):
         return self.head(self.conv5(x))
 
 
-class NormFirstNet(FinalNet):
-    """Step 3 with the usual order: convolution, BatchNorm, ReLU, and pooling last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.upright(x)
-        x = self.pool(F.relu_(self.norm1(self.conv1(x))))
-        x = F.relu_(self.norm2(self.conv2(x)))
-        x = self.pool(F.relu_(self.norm3(self.conv3(x))))
-        x = self.pool(F.relu_(self.norm4(self.conv4(x))))
-        return self.head(x.flatten(1))
-
-
 def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
     """Step 1 with BatchNorm in place of the biases, or with dropout after each pooling."""
     net = SetupNet()
@@ -83,250 +90,191 @@ def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
     return net
 
 
-def without_batchnorm(net_class: type[nn.Module], **changes: nn.Module) -> nn.Module:
-    """A net of Step 2 or 3 with a bias in each convolution in place of BatchNorm, and other modules replaced."""
-    net = net_class()
+def with_layers(make: MakeNet, **layers: nn.Module) -> nn.Module:
+    """A net with some of its layers replaced, by name."""
+    net = make()
+    for name, layer in layers.items():
+        setattr(net, name, layer)
+    return net
+
+
+def without_batchnorm(make: MakeNet, **layers: nn.Module) -> nn.Module:
+    """A net with a bias in each convolution in place of BatchNorm, and other layers replaced."""
+    net = make()
     for name, layer in list(net.named_children()):
         if isinstance(layer, nn.Conv2d):
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
         elif isinstance(layer, nn.BatchNorm2d):
             setattr(net, name, nn.Identity())
-    return _with(lambda: net, **changes)
-
-
-def _with(net_class: Callable[[], nn.Module], **changes: nn.Module) -> nn.Module:
-    net = net_class()
-    for name, module in changes.items():
-        setattr(net, name, module)
-    return net
+    return with_layers(lambda: net, **layers)
 
 
 def changes() -> dict[str, Variant]:
     """Single changes to the steps, by name; "stepK" is the step unchanged, on the same footing."""
-    found: dict[str, Variant] = {}
+    found = {f"step{number}": Variant("(none)", step.net, step.recipe) for number, step in STEPS.items()}
+    final = STEPS[3].recipe
 
-    def change(number: int, name: str, what: str, net: Callable[[], nn.Module] | None = None, **fields: Any) -> None:
-        """Something else in the place of what the step has."""
-        step = STEPS[number]
-        found[f"step{number}-{name}"] = Variant(what, net or step.net, replace(step.recipe, **fields), number)
-
-    def add(number: int, name: str, what: str, net: Callable[[], nn.Module] | None = None, **fields: Any) -> None:
-        """Something of the next step."""
-        change(number, name, what, net, **fields)
-        found[f"step{number}-{name}"] = replace(found[f"step{number}-{name}"], added=True)
-
-    for number, step in STEPS.items():
-        found[f"step{number}"] = Variant("(none)", step.net, step.recipe, number)
+    def add(number: int, name: str, change: str, net: MakeNet | None = None, **fields: Any) -> None:
+        base = found[f"step{number}"]
+        recipe = replace(base.recipe, **fields)
+        found[f"step{number}-{name}"] = Variant(change, net or base.net, recipe, f"step{number}")
 
     add(1, "batchnorm", "BatchNorm", functools.partial(setup_net, batchnorm=True))
     for rate in (5, 10, 25):
         add(1, f"dropout-{rate}", f"dropout of {rate} %", functools.partial(setup_net, dropout=rate / 100))
-    add(
-        1,
-        "gap",
-        "GAP and a fifth convolution in place of the 4x4 kernel",
-        functools.partial(without_batchnorm, RegularizedNet, drop=nn.Identity()),
-    )
+    gap = functools.partial(without_batchnorm, RegularizedNet, drop=nn.Identity())
+    add(1, "gap", "GAP and a fifth convolution in place of the 4x4 kernel", gap)
 
-    change(2, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, RegularizedNet))
-    change(2, "no-dropout", "no dropout", functools.partial(_with, RegularizedNet, drop=nn.Identity()))
+    add(2, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, RegularizedNet))
+    add(2, "no-dropout", "no dropout", functools.partial(with_layers, RegularizedNet, drop=nn.Identity()))
     for rate in (10, 20):
-        what = f"dropout of {rate} % in place of 5 %"
-        change(2, f"dropout-{rate}", what, functools.partial(_with, RegularizedNet, drop=nn.Dropout(rate / 100)))
-    change(2, "big-kernel", "4x4 kernel in place of the fifth convolution and GAP", BigKernelNet)
-    final = STEPS[3].recipe
-    augmentation = {name: getattr(final, name) for name in AUGMENTATION}
+        net = functools.partial(with_layers, RegularizedNet, drop=nn.Dropout(rate / 100))
+        add(2, f"dropout-{rate}", f"dropout of {rate} % in place of 5 %", net)
+    add(2, "big-kernel", "4x4 kernel in place of the fifth convolution and GAP", BigKernelNet)
     add(2, "final-net", "the net of Step 3", FinalNet)
     add(2, "deslant", "deslanting", lambda: nn.Sequential(Deslant(), RegularizedNet()))
-    add(2, "augmentation", "augmentation", **augmentation)
     add(2, "one-cycle", "one-cycle schedule to 0.1", schedule=final.schedule, max_lr=final.max_lr)
     add(2, "average", "weight average", average=final.average)
     add(2, "weight-decay", "weight decay", weight_decay=final.weight_decay)
-    add(2, "distillation", "distillation", distillation=final.distillation, temperature=final.temperature)
 
-    change(3, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, FinalNet))
-    for name, what, line in (
-        ("dropout-5", "dropout of 5 %", "U2 c8pP D5 c16p c16pP D5 c18pP D5 lin"),
-        ("dropout-10", "dropout of 10 %", "U2 c8pP D10 c16p c16pP D10 c18pP D10 lin"),
-        ("gap", "GAP and wider layers in place of the flattened map", "U2 c8pP c18p c18pP c20pP GAP lin"),
-        ("early-pooling", "second pooling a convolution earlier", "U2 c8pP c16pP c16p c18pP lin"),
-        ("late-pooling", "first pooling a convolution later", "U2 c8p c16pP c16pP c18pP lin"),
-        ("overlapping", "overlapping windows in the poolings", "U2 c8pO c16p c16pO c18pO lin"),
-        ("no-crop", "no crop", "U c8pP c16p c16pP c18pP lin"),
-    ):
-        change(3, name, what, functools.partial(build, line))
-    change(3, "norm-first", "pooling after BatchNorm and ReLU", NormFirstNet)
-    change(3, "no-deslant", "no deslanting", functools.partial(_with, FinalNet, upright=nn.ZeroPad2d(-2)))
-    for name, activation in (("GELU", nn.GELU), ("SiLU", nn.SiLU)):
-        net = functools.partial(build, "U2 c8pP c16p c16pP c18pP lin", activation)
-        change(3, name.lower(), f"{name} in place of ReLU", net)
-    change(3, "half", "half the parameters", functools.partial(FinalNet, (6, 10, 12, 12)))
-    change(3, "no-augmentation", "no augmentation", **dict.fromkeys(AUGMENTATION, 0.0))
-    for name in AUGMENTATION:
-        change(3, f"no-{name}", f"no {name}", **{name: 0.0})
-    for factor in (0.5, 1.5):
-        strengths = {name: factor * value for name, value in augmentation.items()}
-        change(3, f"augmentation-{factor}", f"augmentation {factor} times as strong", **strengths)
-    change(3, "constant", "constant rate of 0.02 in place of one-cycle", schedule="constant", max_lr=0.02)
-    change(3, "step-schedule", "step schedule in place of one-cycle", schedule="step")
-    change(3, "no-average", "no weight average", average=0.0)
-    change(3, "no-weight-decay", "no weight decay", weight_decay=0.0)
-    change(3, "batch-64", "batches of 64 at half the rate", batch_size=64, max_lr=0.05, average=0.999)
-    change(3, "batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
-    change(3, "label-smoothing", "label smoothing of 0.05", label_smoothing=0.05)
-    change(3, "no-distillation", "no distillation", distillation=0.0, temperature=1.0)
-    change(3, "label-smoothing-alone", "label smoothing, no distillation", label_smoothing=0.05, distillation=0.0)
+    def distilled(split: str) -> dict[str, Any]:
+        return {"loss": Distillation(soft_labels_of(split, final))}
+
+    found["step3-distillation"] = replace(found["step3"], change="distillation", base="step3", options=distilled)
     return found
 
 
-# The prior solutions: their nets in the notation of experiments/nets.py.
+def ladder() -> dict[str, Variant]:
+    """From Step 2 towards Step 3, one part added at a time; each rung is compared with the one below it.
+
+    The rule, written before the first of these runs: a part belongs to Step 3 if its rung raises the mean or the
+    lowest of the last five epochs and the interval, corrected for all rungs by Holm's method, excludes zero; or if
+    it makes training at least 10 percent cheaper, and the one-sided 95 percent bound of what it loses in the mean
+    stays within 0.02 points. What belongs to the step is then taken out of it again, one part at a time, on the same
+    24 pairs. The test set has no part in it.
+    """
+    found = {"step2": Variant("(Step 2)", STEPS[2].net, STEPS[2].recipe)}
+
+    def add(name: str, change: str, net: MakeNet | None = None, **fields: Any) -> None:
+        base, below = list(found.items())[-1]
+        found[name] = Variant(change, net or below.net, replace(below.recipe, **fields), base)
+
+    whole = functools.partial(with_layers, FinalNet, deslant=nn.Identity())
+    add("one-cycle", "one-cycle schedule to 0.1", schedule="one_cycle", max_lr=0.1)
+    add("average", "weight average of 0.998", average=0.998)
+    add("augmentation", "affine augmentation", rotation=12.0, translation=0.05, scale=0.12, shear=8.0)
+    add("net", "early pooling, padding, flattened 3x3 map", whole)
+    add("deslant", "deslanting", functools.partial(with_layers, FinalNet, deslant=Deslant()))
+    add("crop", "crop to 24x24 pixels", functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2)))
+    add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
+    add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
+    return found
+
+
+# The prior solutions: c16 is a 3x3 convolution to 16 channels with BatchNorm and ReLU, c16p pads it by 1, k16 has a
+# 1x1 kernel; P is 2x2 max-pooling, D5 dropout of 5 percent, GAP global average pooling, and lin a linear layer to 10
+# classes without bias.
 PRIOR_NETS = {
-    "A": "c8 D8 c10 c20 D8 P k10 c10 D8 c20 k12 P c15 lin0",
-    "D": "c8 D5 c16 D5 k8 D5 P c16 D5 c16 D5 c16 D5 k16 D5 GAP lin0",
-    "E": "c10 D1 c16 D1 c8 D1 P c16 D1 c16 D1 c10 D1 GAP lin0",
-    "F": "c10p c10p c10p P c16 c16 c8 c8 k8 k16 GAP lin0",
-}
-
-# Their test accuracy in percent as published, of one run each.
-PUBLISHED = {
-    "A": "99.37 99.42 99.37 99.41 99.40 (last five epochs)",
-    "D": "99.40 in epochs 13 and 14",
-    "E": "99.39 99.45 99.43 99.44 99.45 (last five epochs)",
-    "F": "99.52 99.43 99.50 99.45 99.50 (last five epochs)",
+    "A": "c8 D8 c10 c20 D8 P k10 c10 D8 c20 k12 P c15 lin",
+    "D": "c8 D5 c16 D5 k8 D5 P c16 D5 c16 D5 c16 D5 k16 D5 GAP lin",
+    "E": "c10 D1 c16 D1 c8 D1 P c16 D1 c16 D1 c10 D1 GAP lin",
+    "F": "c10p c10p c10p P c16 c16 c8 c8 k8 k16 GAP lin",
 }
 
 
-def stepped(after: float) -> Any:
-    """A context in which the "step" schedule falls to a tenth after that fraction of the steps."""
+def prior_net(line: str, norm_last: bool = False) -> nn.Module:
+    """The net that a line of `PRIOR_NETS` describes; BatchNorm stands before ReLU, or after it.
 
-    def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-        return recipe.max_lr * (1.0 if step < after * total_steps else 0.1)
+    Raises:
+        ValueError: a word of the line is not of the notation.
+    """
+    layers: list[nn.Module] = []
+    channels = 1
+    for word in line.split():
+        if found := re.fullmatch(r"([ck])(\d+)(p?)", word):
+            out, kernel = int(found[2]), 3 if found[1] == "c" else 1
+            convolution = nn.Conv2d(channels, out, kernel, padding=int(bool(found[3])), bias=False)
+            norm, relu = nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+            layers += [convolution, relu, norm] if norm_last else [convolution, norm, relu]
+            channels = out
+        elif re.fullmatch(r"D\d+", word):
+            layers.append(nn.Dropout(int(word[1:]) / 100))
+        elif word == "P":
+            layers.append(nn.MaxPool2d(2))
+        elif word == "GAP":
+            layers.append(nn.AdaptiveAvgPool2d(1))
+        elif word == "lin":
+            layers += [nn.Flatten(), nn.LazyLinear(10, bias=False)]
+        else:
+            raise ValueError(f"no layer {word!r} in the notation of PRIOR_NETS")
+    net = nn.Sequential(*layers).eval()
+    net(torch.zeros(1, 1, 28, 28))  # the linear layer takes its size from the first image
+    return net.train()
 
-    return mock.patch.object(utils, "learning_rate", learning_rate)
+
+def stepped(after: float) -> Callable[[Recipe, int, int], float]:
+    """A learning rate that falls to a tenth after a fraction of the steps."""
+    return lambda recipe, step, total_steps: recipe.max_lr * (1.0 if step < after * total_steps else 0.1)
 
 
-@contextlib.contextmanager
-def on_plateau(patience: int = 2) -> Iterator[None]:
-    """A context in which the rate falls to a tenth when the training loss has not sunk for that many epochs."""
-    original, losses, rate = utils.train_epoch, [], 1.0
+class Plateau:
+    """A learning rate that falls to a tenth when the training loss has not sunk for some epochs.
 
-    def train_epoch(
-        model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe, *rest: Any
-    ) -> tuple[float, int, int]:
-        nonlocal rate
-        lowered = replace(recipe, max_lr=recipe.max_lr * rate)
-        trained = original(model, optimizer, images, labels, lowered, *rest)
-        losses.append(trained[0])
-        if len(losses) - 1 - losses.index(min(losses)) > patience:
-            rate *= 0.1
-            losses[:] = [min(losses)]
-        return trained
+    `rate` and `loss` are both given to `fit`, so that the one sees what the other computes.
+    """
 
-    with mock.patch.object(utils, "train_epoch", train_epoch):
-        yield
+    def __init__(self, patience: int = 2) -> None:
+        self.patience, self.factor, self.bad_epochs, self.best = patience, 1.0, 0, float("inf")
+        self.losses: list[Tensor] = []
+
+    def loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """The cross-entropy of a batch, which is kept in mind until the epoch ends."""
+        value = cross_entropy(logits, labels, indices)
+        self.losses.append(value.detach() * len(labels))
+        return value
+
+    def rate(self, recipe: Recipe, step: int, total_steps: int) -> float:
+        """The learning rate of a step; at the start of an epoch it may fall."""
+        if self.losses and step % (total_steps // recipe.epochs) == 0:
+            mean = float(sum(self.losses))
+            self.losses.clear()
+            self.bad_epochs = 0 if mean < self.best else self.bad_epochs + 1
+            self.best = min(self.best, mean)
+            if self.bad_epochs > self.patience:
+                self.factor, self.bad_epochs = 0.1 * self.factor, 0
+        return recipe.max_lr * self.factor
+
+
+def on_plateau(split: str) -> dict[str, Any]:
+    """Options of `fit`: a rate that falls on a plateau of the training loss."""
+    plateau = Plateau()
+    return {"rate": plateau.rate, "loss": plateau.loss}
 
 
 def prior() -> dict[str, Variant]:
     """The prior solutions with their published recipe, as far as stated, and with ours.
 
     Where nothing is stated, SGD with Nesterov momentum 0.9 at a rate of 0.01 and batches of 128 are assumed, for D
-    a patience of two epochs on the training loss, for E 7 degrees and a tenth of the width. Images are turned and
-    moved by `random_affine`, and their mean is not subtracted.
+    a patience of two epochs on the training loss, for E 7 degrees and a tenth of the width. Images are moved by
+    `random_affine`, and their mean is not subtracted.
     """
-    published = {
-        "A": (Recipe(max_lr=0.01, schedule="step", rotation=4.0), contextlib.nullcontext),
+    published: dict[str, tuple[Recipe, Callable[[str], Mapping[str, Any]]]] = {
+        "A": (Recipe(max_lr=0.01, schedule="step", rotation=4.0), no_options),
         "D": (Recipe(max_lr=0.01, rotation=15.0), on_plateau),
-        "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), contextlib.nullcontext),
-        "F": (Recipe(max_lr=0.005, batch_size=64, schedule="step"), functools.partial(stepped, 8 / 15)),
+        "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), no_options),
+        "F": (Recipe(max_lr=0.005, batch_size=64), lambda split: {"rate": stepped(8 / 15)}),
     }
     found = {}
     for name, line in PRIOR_NETS.items():
-        net = functools.partial(build, line, norm_last=name == "E")
-        recipe, patch = published[name]
-        found[f"{name}-published"] = Variant(f"{name}, recipe as published", net, recipe, patch=patch)
-        found[f"{name}-ours"] = Variant(f"{name}, our recipe", net, STEPS[3].recipe)
+        net = functools.partial(prior_net, line, norm_last=name == "E")
+        recipe, options = published[name]
+        found[f"{name}-published"] = Variant(f"{name}, recipe as published", net, recipe, options=options)
+        found[f"{name}-ours"] = Variant(f"{name}, our recipe", net, STEPS[3].recipe, f"{name}-published")
     return found
 
 
-# Channels of the four convolutions by the budget of parameters: with the head of the final net, and with a head
-# that gives each channel a kernel of its own over the last map, which costs less and leaves more for the layers.
-SIZES = {
-    6000: ((7, 13, 14, 15), (7, 15, 16, 16)),
-    5000: ((6, 12, 13, 13), (7, 14, 14, 14)),
-    4000: ((6, 11, 11, 11), (6, 12, 13, 13)),
-    3300: ((5, 10, 10, 10), (6, 11, 11, 12)),
-    3000: ((5, 9, 9, 10), (5, 10, 11, 11)),
-    2500: ((4, 8, 8, 9), (5, 9, 10, 10)),
-    2000: ((3, 7, 7, 8), (4, 8, 9, 9)),
+GROUPS = {
+    "ladder": Group(ladder, seeds=24),
+    "changes": Group(changes, seeds=5),
+    "prior": Group(prior, seeds=3, held_out=False),
 }
-
-
-# Later rounds, where the first just missed the mark: its better net, changed.
-LATER_NETS = {
-    4000: ("6-11-11-11", "U2 c6{0} c11p c11{0} c11{0} lin"),
-    3300: ("6-11-11-12, a kernel per channel", "U2 c6{0} c11p c11{0} c12{0} G lin"),
-}
-MILD = {name: 0.5 * getattr(STEPS[3].recipe, name) for name in AUGMENTATION}
-MILD_NO_DECAY = MILD | {"weight_decay": 0.0}
-SMALL_BATCHES = {"batch_size": 64, "max_lr": 0.05, "average": 0.999}
-# By budgets: the changes, each as its name, words, the poolings, and fields of the recipe.
-LATER_ROUNDS: dict[tuple[int, ...], tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
-    (4000, 3300): (
-        ("overlapping", "overlapping windows", "pO", {}),
-        ("mild", "half the augmentation", "pP", MILD),
-        ("mild-overlapping", "overlapping windows, half the augmentation", "pO", MILD),
-        ("mild-no-decay", "half the augmentation, no weight decay", "pP", MILD_NO_DECAY),
-    ),
-    (4000,): (
-        (
-            "overlapping-mild-no-decay",
-            "overlapping windows, half the augmentation, no weight decay",
-            "pO",
-            MILD_NO_DECAY,
-        ),
-        ("batch-64", "batches of 64", "pP", SMALL_BATCHES),
-        ("batch-64-mild", "batches of 64, half the augmentation", "pP", SMALL_BATCHES | MILD),
-        (
-            "batch-64-mild-no-decay",
-            "batches of 64, half the augmentation, no weight decay",
-            "pP",
-            SMALL_BATCHES | MILD_NO_DECAY,
-        ),
-        ("soft-mild", "0.9 of the loss about soft labels, half the augmentation", "pP", MILD | {"distillation": 0.9}),
-    ),
-}
-
-
-def sizes() -> dict[str, Variant]:
-    """The final net with fewer channels: candidates for each budget of parameters."""
-    final, found = STEPS[3].recipe, {}
-    for budget, (flat, kernels) in SIZES.items():
-        a, b, c, d = flat
-        e, f, g, h = kernels
-        for name, what, line in (
-            ("flat", f"{a}-{b}-{c}-{d}", f"U2 c{a}pP c{b}p c{c}pP c{d}pP lin"),
-            ("kernels", f"{e}-{f}-{g}-{h}, a kernel per channel", f"U2 c{e}pP c{f}p c{g}pP c{h}pP G lin"),
-        ):
-            found[f"{budget}-{name}"] = Variant(what, functools.partial(build, line), final)
-    for budgets, round_changes in LATER_ROUNDS.items():
-        for budget in budgets:
-            what, line = LATER_NETS[budget]
-            for name, change, pooling, fields in round_changes:
-                net = functools.partial(build, line.format(pooling))
-                found[f"{budget}-{name}"] = Variant(f"{what}: {change}", net, replace(final, **fields))
-    return found
-
-
-# By round, the best candidate of each budget so far on held-out images; a test sees to it.
-BEST = (
-    dict.fromkeys(SIZES, "flat") | dict.fromkeys((6000, 5000, 3300), "kernels"),
-    {4000: "mild-no-decay", 3300: "mild-overlapping"},
-    {4000: "mild-no-decay"},
-)
-CLOSE_SIZES = frozenset(f"4000-{name}" for name, *_ in LATER_ROUNDS[(4000,)]) | {"4000-mild-no-decay"}
-
-
-def small() -> dict[str, Variant]:
-    """The best candidates of each budget, those of a later round after those of the first."""
-    names = [f"{budget}-{name}" for best in BEST for budget, name in best.items()]
-    return {name: sizes()[name] for name in names}

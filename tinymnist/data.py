@@ -21,6 +21,9 @@ MNIST_MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+# The sixth of the training images that a split holds out, by the split's name.
+HELD_OUT = {"validation": 5} | {f"validation-{part}": part for part in range(5)}
+
 # Fonts that matplotlib ships and that draw digits as a person would read them.
 DRAWN_FONTS = (
     "DejaVuSans.ttf",
@@ -137,13 +140,11 @@ def _first_line(error: Exception) -> str:
 
 
 def validation_split(digits: Digits, part: int = 5) -> Digits:
-    """Hold out a sixth of the training images (10,000 of MNIST's 60,000), the last one, in place of the test set.
-
-    Every choice is made on held-out training images, so that the test set is read for the final runs only.
+    """Hold out a sixth of the training images (10,000 of MNIST's 60,000) in place of the test set.
 
     Args:
         digits: all images.
-        part: which sixth is held out, from 0 to 5.
+        part: which sixth is held out, from 0 to 5, the last one.
 
     Returns:
         `Digits` whose `test_*` are the held-out images and labels, and whose `train_*` lack them.
@@ -154,6 +155,11 @@ def validation_split(digits: Digits, part: int = 5) -> Digits:
     start = stop - size
     kept = (torch.cat([tensor[:start], tensor[stop:]]) for tensor in (images, labels))
     return Digits(*kept, images[start:stop], labels[start:stop])
+
+
+def load_split(name: str) -> Digits:
+    """MNIST as it is ("test"), or with a sixth of the training images held out: one of `HELD_OUT`."""
+    return load_mnist() if name == "test" else validation_split(load_mnist(), HELD_OUT[name])
 
 
 def drawn_digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
