@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +84,25 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return replace(recipe, epochs=options.epochs or recipe.epochs)
 
 
-def facts_of(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """What the record of a random seed says about the experiment, beside the recipe."""
-    data, split = "drawn" if options.data == "drawn" else "mnist", "validation" if options.validate else "test"
-    return {"step": options.step, "seed": seed, "data": data, "split": split}
+def data_of(options: argparse.Namespace) -> str:
+    """What the step is trained on, as a record says it."""
+    return "drawn" if options.data == "drawn" else "mnist"
+
+
+def split_of(options: argparse.Namespace) -> str:
+    """What the step is judged on, as a record says it."""
+    return "validation" if options.validate else "test"
+
+
+def expected_run(options: argparse.Namespace, seed: int) -> Run:
+    """What the record of a random seed says about the experiment."""
+    return {
+        "step": options.step,
+        "seed": seed,
+        "data": data_of(options),
+        "split": split_of(options),
+        "recipe": asdict(recipe_of(options)),
+    }
 
 
 def record_path(options: argparse.Namespace, seed: int) -> Path:
@@ -102,8 +116,18 @@ def train(options: argparse.Namespace, seed: int, digits: Digits, device: torch.
     net, recipe = STEPS[options.step].net(), recipe_of(options)
     history = fit(net, recipe, digits, seed, device, progress, options.graph)
     fitted = evaluate(net, digits.train_images, digits.train_labels)
-    facts = facts_of(options, seed)
-    return save_run(record_path(options, seed), net, recipe, history, device=device, fitted=fitted, **facts)
+    return save_run(
+        record_path(options, seed),
+        net,
+        recipe,
+        history,
+        seed=seed,
+        device=device,
+        fitted=fitted,
+        split=split_of(options),
+        data=data_of(options),
+        facts={"step": options.step},
+    )
 
 
 def train_in_process(job: tuple[argparse.Namespace, int, str], arrays: list[np.ndarray]) -> Run:
@@ -165,11 +189,8 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
         device = pick_device(f"cuda:{ranks.local_rank}")
     digits = ranks.first_alone(lambda: load_data(options))  # it may have to download
     check_writable(record_path(options, 0).parent)
-    recipe = asdict(recipe_of(options))
-    found = {
-        seed: read_run(record_path(options, seed), facts_of(options, seed) | {"recipe": recipe})
-        for seed in range(options.seeds)
-    }
+    seeds = range(options.seeds)
+    found = {seed: read_run(record_path(options, seed), expected_run(options, seed)) for seed in seeds}
     kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
     mine = ranks.share([seed for seed in found if seed not in kept])
     processes = max(1, cores() // ranks.local_world // threads)
@@ -220,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_summary(options.step)
             return 0
         partial = options.validate or recipe_of(options).epochs != STEPS[options.step].recipe.epochs
-        check_destination(options.out, "drawn" if options.data == "drawn" else "mnist", partial)
+        check_destination(options.out, data_of(options), partial)
         with torchrun_ranks() as ranks:
             if options.seeds:
                 return int(run_many(options, ranks))

@@ -112,11 +112,16 @@ def train_teacher(split: str, _: None) -> None:
     torch.manual_seed(seed)
     teacher, recipe = TeacherNet(), STEPS[3].recipe
     history = fit(teacher, recipe, digits, seed, progress=False)
-    fitted = evaluate(teacher, digits.train_images, digits.train_labels)
-    facts = {"group": "teacher", "variant": "teacher", "base": "", "change": "teacher, 43,930 parameters"}
-    device = torch.device("cpu")
     runs.save_run(
-        teacher_path(split), teacher, recipe, history, seed=seed, device=device, fitted=fitted, split=split, **facts
+        teacher_path(split),
+        teacher,
+        recipe,
+        history,
+        seed=seed,
+        device=torch.device("cpu"),
+        fitted=evaluate(teacher, digits.train_images, digits.train_labels),
+        split=split,
+        facts={"group": "teacher", "variant": "teacher", "base": "", "change": "teacher"},
     )
 
 

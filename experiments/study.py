@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.variants import GROUPS, Variant
+from experiments.variants import GROUPS
 from tinymnist import runs
 from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.data import HELD_OUT, load_split
 from tinymnist.parallel import cores, in_processes
-from utils import DataError, Digits, evaluate, fit, load_mnist, pick_device
+from utils import DataError, evaluate, fit, load_mnist, pick_device
 
 Job = tuple[str, str, int]
 
@@ -50,26 +50,25 @@ def all_jobs(most: int | None = None) -> list[Job]:
     return sorted(jobs, key=lambda job: job[2])
 
 
-def train_variant(
-    variant: Variant, digits: Digits, path: Path, seed: int, device: torch.device, split: str, **facts: str
-) -> runs.Run:
-    """Train a variant from a random seed, and write the run."""
-    torch.manual_seed(seed)
-    net = variant.net()
-    history = fit(net, variant.recipe, digits, seed, device, progress=False, **variant.options(split))
-    fitted = evaluate(net, digits.train_images, digits.train_labels)
-    facts |= {"base": variant.base, "change": variant.change}
-    return runs.save_run(
-        path, net, variant.recipe, history, seed=seed, device=device, fitted=fitted, split=split, weights=False, **facts
-    )
-
-
-def run_job(job: Job, device: str) -> None:
-    """Train one variant from one random seed; a process of `main` calls it."""
+def run_job(job: Job, device_name: str) -> None:
+    """Train one variant from one random seed, and write the run."""
     group, name, seed = job
-    variant, split = GROUPS[group].variants()[name], split_of(group, seed)
-    path, place = record_path(*job), torch.device(device)
-    train_variant(variant, load_split(split), path, seed, place, split, group=group, variant=name)
+    variant, split, device = GROUPS[group].variants()[name], split_of(group, seed), torch.device(device_name)
+    torch.manual_seed(seed)
+    net, digits = variant.net(), load_split(split)
+    history = fit(net, variant.recipe, digits, seed, device, progress=False, **variant.options(split))
+    runs.save_run(
+        record_path(*job),
+        net,
+        variant.recipe,
+        history,
+        seed=seed,
+        device=device,
+        fitted=evaluate(net, digits.train_images, digits.train_labels),
+        split=split,
+        weights=False,
+        facts={"group": group, "variant": name, "base": variant.base, "change": variant.change},
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

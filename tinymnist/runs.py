@@ -8,8 +8,10 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,14 +72,13 @@ def save_run(
     recipe: Recipe,
     history: list[dict[str, float | int]],
     *,
-    step: int,
     seed: int,
     device: torch.device,
     fitted: tuple[float, int, int],
     split: str = "test",
     data: str = "mnist",
     weights: bool = True,
-    **facts: Any,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run:
     """Write a finished run as JSON and, beside it, the weights as a state dict (`.pt`).
 
@@ -85,12 +86,12 @@ def save_run(
         path: of the JSON file; folders are made.
         model: holds the weights that the last epoch evaluated.
         recipe, history: as given to and returned by `fit`.
-        step, seed, device: what was trained, from which random seed and where.
+        seed, device: from which random seed it was trained, and where.
         fitted: what `evaluate` says of the training images, with the weights of the last epoch.
         split: "test", or "validation" if `test_*` in the history is about held-out training images.
         data: "mnist" or "drawn".
         weights: whether to write the weights too.
-        facts: further entries of the record.
+        facts: further entries of the record: what was trained.
 
     Returns:
         What was written as JSON.
@@ -101,7 +102,7 @@ def save_run(
     """
     check_destination(path, data)
     run = {
-        "step": step,
+        **facts,
         "seed": seed,
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": str(device),
@@ -111,7 +112,6 @@ def save_run(
         "commit": commit(),
         "data": data,
         "split": split,
-        **facts,
         "recipe": asdict(recipe),
         "train_accuracy": 100 * fitted[1] / fitted[2],
         "history": history,
