@@ -10,9 +10,10 @@ help: ## show this list
 reproduce: .venv/installed ## train the final net on the best device there is; fails if the target was missed
 	$(BIN)/python train.py --step 3
 
-test: report-check ## run the test suite, the linter and the report's check
+test: report-check ## run the linter, the type checker, the report's check and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 data: .venv/installed ## fetch MNIST if it is not there yet, and check it
@@ -21,19 +22,19 @@ data: .venv/installed ## fetch MNIST if it is not there yet, and check it
 results: .venv/installed ## train the random seeds behind the published results; finished ones are kept
 	for step in 1 2; do $(BIN)/python train.py --step $$step --seeds 5 --device cpu --out results || [ $$? = 1 ]; done
 	$(BIN)/python train.py --step 3 --seeds 20 --device cpu --out results || [ $$? = 1 ]
-	$(BIN)/python -m experiments.errors
-	$(BIN)/python -m experiments.examples
+	$(BIN)/python -m experiments.digits
 
-study: .venv/installed ## train the search, single changes, prior solutions and smaller nets; finished runs are kept
+study: .venv/installed ## train what is missing of the study; finished runs are kept
+	$(BIN)/python -m experiments.distillation
 	$(BIN)/python -m experiments.study
 
 bench: .venv/installed ## time the usual pipeline against this one, on the best device there is (about 20 minutes)
 	$(BIN)/python -m experiments.bench
 
-report: .venv/tools ## put what results/ says into the README and the notebooks
+report: .venv/tools ## write results/runs.csv, effects.csv and README.md from the records, and draw the pictures
 	$(BIN)/python -m experiments.report
 
-report-check: .venv/tools ## fail if a number in the README or a notebook differs from results/
+report-check: .venv/tools ## fail if one of them differs from the records, and name what lost its evidence
 	$(BIN)/python -m experiments.report --check
 
 export: .venv/tools ## write the final net as ONNX, and check it against PyTorch on the test images
@@ -46,12 +47,14 @@ check-notebooks: .venv/installed ## execute the three notebooks into a temporary
 	$(BIN)/python -m experiments.notebooks --check
 
 clean: ## remove the environment and the caches
-	rm -rf .venv .pytest_cache .ruff_cache runs
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache runs
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/installed: requirements.txt
+# The versions of the published runs; where this Python or this machine cannot have them, the newest there are.
+.venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt \
+		|| $(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
 .venv/tools: .venv/installed tests/requirements.txt requirements-demo.txt

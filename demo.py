@@ -1,50 +1,52 @@
-"""Draw a digit in the browser: ten probabilities while you draw, and the 28x28 pixels that the net sees.
+"""Draw a digit in the browser: its ten probabilities while you draw, and the 28x28 pixels of the net's input.
 
-python demo.py            at http://127.0.0.1:7860, on this machine alone
-python demo.py --share    also at a public address of Gradio's for some days, as Colab needs it
+python demo.py            at http://127.0.0.1:7860, on this machine only
+python demo.py --share    also at a temporary public address on Gradio's servers, which Colab needs
 
 Needs Gradio: pip install -r requirements-demo.txt
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
+from model import FinalNet
 from predict import classify, load_net
+from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.prepare import PictureError, prepare
-from train import OneLineParser, whole_number
+
+if TYPE_CHECKING:
+    import gradio
 
 SIDE = 280  # pixels of the canvas
 Shown = tuple[dict[str, float], np.ndarray | None, str]
 
 
-def respond(net: nn.Module, drawing: dict[str, Any] | None) -> Shown:
-    """What is shown about a drawing: a probability per digit, the 28x28 pixels magnified, and a remark.
+def respond(net: FinalNet, drawing: dict[str, Any] | None) -> Shown:
+    """What the page shows for a drawing: a probability per digit, the net's input magnified, and a remark.
 
     Args:
         net: the net.
-        drawing: what Gradio's sketchpad holds, of which "composite" is the PIL image; or None.
+        drawing: the value of Gradio's sketchpad, whose "composite" is a PIL image; None before the first stroke.
     """
-    picture: Image.Image | None = drawing and drawing["composite"]
+    picture = drawing["composite"] if drawing else None
     if picture is None:
         return {}, None, "Draw a digit."
     try:
-        seen = prepare(picture)
+        image = prepare(picture)
     except PictureError as error:
         return {}, None, "Draw a digit." if "blank" in str(error) else str(error)
-    found = {str(digit): probability for digit, probability in enumerate(classify(net, seen))}
-    return found, seen.numpy().repeat(8, axis=0).repeat(8, axis=1), ""
+    probabilities = {str(digit): probability for digit, probability in enumerate(classify(net, image))}
+    return probabilities, image.numpy().repeat(8, axis=0).repeat(8, axis=1), ""
 
 
-def build(net: nn.Module) -> Any:
-    """The page, a `gradio.Blocks`."""
+def build(net: FinalNet) -> gradio.Blocks:
+    """The page."""
     import gradio
 
     with gradio.Blocks(title="Tiny MNIST") as page:
@@ -79,25 +81,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until it is interrupted.
 
     Returns:
-        the exit code: 0, or 2 if Gradio, the weights or the port are not to be had.
+        the exit code: 0, or 2 if Gradio or the weights are missing or the port is in use.
     """
-    parser = OneLineParser(
-        prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser("demo.py", __doc__)
     parser.add_argument("--share", action="store_true", help="also at a public address, through Gradio's servers")
-    parser.add_argument("--port", type=whole_number(1, 65535), default=None, help="default: 7860, or the next free one")
+    parser.add_argument("--port", type=whole_number(1, 65535), help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
-    try:
-        page = build(load_net())
-    except ImportError as error:
-        parser.exit(2, f"demo.py: Gradio cannot be loaded ({error}): pip install -r requirements-demo.txt\n")
-    except OSError as error:
-        parser.exit(2, f"demo.py: no weights: {error}\n")
     torch.set_num_threads(1)
     try:
-        page.launch(share=options.share, server_port=options.port)
+        build(load_net()).launch(share=options.share, server_port=options.port)
+    except ImportError as error:
+        parser.error(f"Gradio cannot be loaded ({error}): pip install -r requirements-demo.txt")
     except OSError as error:
-        parser.exit(2, f"demo.py: {str(error).splitlines()[0]}\n")
+        return parser.failed(error)
     return 0
 
 

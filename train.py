@@ -198,7 +198,7 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
         processes = min(processes, ON_ACCELERATOR)
     if mine:
         print(f"step {options.step}: {len(mine)} random seeds, {min(processes, len(mine))} at a time, on {device}")
-    verdicts = {}
+    verdicts: dict[int, bool | None] = {}
     for seed, run in found.items():
         if run and ranks.local_rank == 0:
             print(f"kept: {record_path(options, seed)}")
@@ -209,7 +209,7 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
     for others in ranks.gather(verdicts):
         verdicts |= others
     if ranks.rank == 0 and None not in verdicts.values():
-        print(f"{sum(verdicts.values())} of {len(verdicts)} random seeds met the target")
+        print(f"{list(verdicts.values()).count(True)} of {len(verdicts)} random seeds met the target")
     return False in verdicts.values()
 
 

@@ -23,6 +23,7 @@ from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from tinymnist.runs import accuracy, last_accuracies, load_runs, meets, save_run
+from tinymnist.tables import effect_table, run_summary, run_table
 
 __all__ = [
     "DataError",
@@ -37,6 +38,7 @@ __all__ = [
     "cross_entropy",
     "describe_changes",
     "drawn_digits",
+    "effect_table",
     "evaluate",
     "fit",
     "last_accuracies",
@@ -55,6 +57,8 @@ __all__ = [
     "random_affine",
     "receptive_field",
     "receptive_field_table",
+    "run_summary",
+    "run_table",
     "save_run",
     "sgd",
     "train_epoch",
@@ -204,7 +208,7 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in digits)
     # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
-    model.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+    model.to(device).to(memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
     trained = GraphedNet(model, normalize(train_images[: recipe.batch_size])) if graph else model
     optimizer = make_optimizer(model, recipe)
     average = WeightAverage(model, recipe.average) if recipe.average else None

@@ -89,7 +89,7 @@ def soft_labels(teacher: nn.Module, images: Tensor, recipe: Recipe, temperature:
 
 def teacher_path(split: str) -> Path:
     """Where the record of a split's teacher lies, and its weights beside it."""
-    return runs.RESULTS / "study" / "teacher" / f"seed_{list(HELD_OUT).index(split)}.json"
+    return runs.RESULTS / "study" / "teacher" / "held-out" / f"seed_{list(HELD_OUT).index(split)}.json"
 
 
 def soft_labels_of(split: str, recipe: Recipe) -> Tensor:
@@ -121,7 +121,7 @@ def train_teacher(split: str, _: None) -> None:
         device=torch.device("cpu"),
         fitted=evaluate(teacher, digits.train_images, digits.train_labels),
         split=split,
-        facts={"group": "teacher", "variant": "teacher", "base": "", "change": "teacher"},
+        facts={"group": "teacher", "variant": "held-out", "base": "", "change": "teacher"},
     )
 
 

@@ -1,17 +1,20 @@
-"""The final net as ONNX, checked against PyTorch on the test images.
+"""Export the final net to ONNX, and compare it with PyTorch on the test images.
 
 python -m experiments.export     writes results/final.onnx; needs what tests/requirements.txt lists
+
+The exit code is 0, 1 if the exported net computes something else, and 2 if something is missing.
 """
 
 from __future__ import annotations
 
-import io
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
 from predict import load_net
+from tinymnist.cli import OneLineParser
 from tinymnist.runs import RESULTS, write_atomically
 from utils import DataError, load_mnist, normalize
 
@@ -19,57 +22,63 @@ TOLERANCE = 1e-3  # largest difference of a logit
 
 
 class ExportError(Exception):
-    """The exported net does not answer as the net does."""
+    """The logits or the predictions of the exported net differ from the net's."""
 
 
-def export(path: Path) -> int:
-    """Write the net with its published weights; takes and returns float32, any number of images at a time.
+def export(path: Path) -> float:
+    """Write the net with its published weights; the batch size is dynamic.
 
-    The input "images" is (N, 1, 28, 28) as `utils.normalize` returns it, the output "logits" is (N, 10).
+    The input "images" is float32 (N, 1, 28, 28) as `utils.normalize` returns it, the output "logits" is (N, 10).
 
     Returns:
-        how many of the test images both classify alike, which is all of them.
+        the largest difference of a logit over all test images.
 
     Raises:
-        ExportError: they differ; then nothing is written.
+        ExportError: a prediction differs, or a logit by more than the tolerance; nothing is written.
     """
     import onnxruntime
 
-    net, buffer = load_net(), io.BytesIO()
-    options = {
-        "input_names": ["images"],
-        "output_names": ["logits"],
-        "dynamic_axes": {"images": {0: "N"}, "logits": {0: "N"}},
-    }
-    torch.onnx.export(net, torch.zeros(2, 1, 28, 28), buffer, opset_version=18, dynamo=False, **options)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    images = normalize(load_mnist().test_images)
+    net, images = load_net(), normalize(load_mnist().test_images)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        torch.onnx.export(
+            net,
+            (images[:2],),
+            file,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
+            opset_version=18,
+            dynamo=False,
+        )
+        content = file.read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = torch.cat([net(batch) for batch in images.split(250)])
-    [logits] = session.run(None, {"images": images.numpy()})
-    logits = torch.from_numpy(logits)
+    logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     same = int((logits.argmax(1) == expected.argmax(1)).sum())
     worst = (logits - expected).abs().max().item()
     if same < len(images) or worst > TOLERANCE:
-        raise ExportError(f"{same} of {len(images)} answers are the same, and logits differ by up to {worst:.1e}")
-    write_atomically(path, buffer.getvalue())
-    return same
+        raise ExportError(f"{same} of {len(images)} predictions agree, and logits differ by up to {worst:.1e}")
+    write_atomically(path, content)
+    return worst
 
 
-def main() -> int:
-    """Export; exit code 1 if the exported net answers otherwise, 2 if something is missing."""
+def main(arguments: list[str] | None = None) -> int:
+    """Export the net; returns the exit code."""
+    parser = OneLineParser("export.py", __doc__)
+    parser.parse_args(arguments)
     path = RESULTS / "final.onnx"
     try:
-        print(f"written: {path}; the same answer to {export(path):,} test images")
+        worst = export(path)
     except ExportError as error:
-        print(f"export: {error}", file=sys.stderr)
+        parser.failed(error)
         return 1
     except ImportError as error:
-        print(f"export: {error}: pip install -r tests/requirements.txt", file=sys.stderr)
-        return 2
+        parser.error(f"{error}: pip install -r tests/requirements.txt")
     except (DataError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
+        return parser.failed(error)
+    print(f"written: {path}; all predictions agree with PyTorch's, and logits differ by at most {worst:.1e}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Executes the three notebooks from top to bottom, several at a time, each on one thread.
+"""Execute the three notebooks from top to bottom, several at a time, each on one thread.
 
 python -m experiments.notebooks          in place; a notebook that fails is left as it was
 python -m experiments.notebooks --check  into a temporary folder, which is removed
@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from tinymnist.cli import OneLineParser
 from tinymnist.parallel import cores, in_processes
 from tinymnist.runs import REPOSITORY, write_atomically
 
@@ -27,7 +28,7 @@ def execute(name: str, folder: Path) -> None:
         nbclient.exceptions.CellExecutionError: a cell failed; nothing is written.
     """
     notebook = nbformat.read(REPOSITORY / name, as_version=4)
-    # Streams are joined, so that a progress bar leaves one line; times of cells would differ at each execution.
+    # Coalesced streams keep one line of a progress bar; the times of cells would differ with each execution.
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -41,14 +42,20 @@ def execute(name: str, folder: Path) -> None:
     print(f"executed: {folder / name}", flush=True)
 
 
-def main(arguments: list[str]) -> int:
-    """Execute all notebooks, in place or, with --check, elsewhere."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if arguments == ["--check"] else REPOSITORY
-        for _ in in_processes(execute, NOTEBOOKS, folder, processes=cores()):
-            pass
+def main(arguments: list[str] | None = None) -> int:
+    """Execute all notebooks."""
+    parser = OneLineParser("notebooks.py", __doc__)
+    parser.add_argument("--check", action="store_true", help="into a temporary folder, which is removed")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if options.check else REPOSITORY
+            for _ in in_processes(execute, NOTEBOOKS, folder, processes=cores()):
+                pass
+    except OSError as error:
+        return parser.failed(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

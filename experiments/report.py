@@ -1,104 +1,216 @@
-"""The report: puts what `results/` says into the README, the notebooks' text and the pictures.
+"""The report: `results/runs.csv`, one row per finished run, and `results/README.md`, every table of the study.
 
-A place for a value looks like `<!--name-->value<!--/-->`, which a rendered page shows as the value alone.
-`tables.values()` computes them all; nobody types a measured number. The repository's address stands here alone, and
-is put where the notebooks and badges need it.
+    python -m experiments.report            write both, and draw the pictures again if the runs have changed
+    python -m experiments.report --check    write nothing; exit code 1 and a line for everything that differs
 
-    python -m experiments.report            fill in every place, and draw the pictures
-    python -m experiments.report --check    write nothing; exit code 1 and a line per place that differs
+A new table is one more entry of `SECTIONS`: its heading, how to read it, its runs, and what makes a table of them.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
+import numpy as np
+import pandas as pd
 
-from experiments import pictures, tables
-from experiments.notebooks import NOTEBOOKS
-from tinymnist.runs import REPOSITORY, RESULTS, write_atomically
-
-ADDRESS = "https://github.com/tiny-mnist/tiny-mnist"  # a fork puts its own here, then runs make report
-ADDRESSED = re.compile(
-    r'(colab\.research\.google\.com/github/|"TINY_MNIST_REPOSITORY", "https://github\.com/)[\w.-]+/[\w.-]+'
-)
-PLACE = re.compile(r"<!--([a-z][\w.-]*)-->(.*?)<!--/-->", re.DOTALL)
-DOCUMENTS = ("README.md", *NOTEBOOKS)
+from experiments import pictures
+from experiments.tables import effects, effects_table, read_runs, speed_table, steps_table, summary_table
+from experiments.variants import ladder
+from tinymnist import runs
+from tinymnist.runs import write_atomically
 
 
-def fill(text: str, values: dict[str, Callable[[], str]], where: str) -> tuple[str, list[str]]:
-    """The text with every place filled in, and a line for each place that differed or lacks its evidence."""
-    complaints = []
-
-    def replacement(match: re.Match[str]) -> str:
-        name, old = match.groups()
-        if name not in values:
-            complaints.append(f"{where}: nothing is known by the name {name}")
-            return match.group()
-        try:
-            new = values[name]()
-        except FileNotFoundError as error:
-            complaints.append(f"{where}: {name} has lost its evidence: {error}")
-            return match.group()
-        if new != old:
-            complaints.append(f"{where}: {name} differs from results/")
-        return f"<!--{name}-->{new}<!--/-->"
-
-    filled = PLACE.sub(replacement, text)
-    addressed = ADDRESSED.sub(rf"\g<1>{ADDRESS.removeprefix('https://github.com/')}", filled)
-    if addressed != filled:
-        complaints.append(f"{where}: the repository's address differs from experiments/report.py")
-    return addressed, complaints
+def groups(*names: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Picks the runs of some groups."""
+    return lambda frame: frame[frame.group.isin(names)]
 
 
-def documents() -> Iterator[tuple[Path, bytes, list[str]]]:
-    """Each document with its filled-in content, and what differed in it."""
-    values = tables.values()
-    for name in DOCUMENTS:
-        path = REPOSITORY / name
-        if path.suffix == ".md":
-            content, complaints = fill(path.read_text(), values, name)
-            yield path, content.encode(), complaints
-            continue
-        notebook, complaints = nbformat.read(path, as_version=4), []
-        for cell in notebook.cells:
-            cell.source, found = fill(cell.source, values, name)
-            complaints += found
-        yield path, (nbformat.writes(notebook) + "\n").encode(), complaints
+def changes_of(step: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Picks the single changes of a step, and the step itself."""
+    return lambda frame: frame[(frame.group == "changes") & frame.variant.str.startswith(step)]
 
 
-def drawn() -> Iterator[tuple[Path, bytes, list[str]]]:
-    """Each picture with its content, and what differed in it."""
-    for name, draw in pictures.PICTURES.items():
-        path = RESULTS / name
-        try:
-            content = pictures.svg(draw)
-        except FileNotFoundError as error:
-            yield path, b"", [f"results/{name} has lost its evidence: {error}"]
-            continue
-        same = path.exists() and pictures.fingerprint_in(path.read_bytes()) == pictures.fingerprint_in(content)
-        yield path, content, [] if same else [f"results/{name} differs from results/"]
+def in_order(frame: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
+    """The runs in the order of their variants."""
+    return frame.sort_values("variant", key=lambda names: names.map(variants.index), kind="stable")
+
+
+Pick = Callable[[pd.DataFrame], pd.DataFrame]
+# Heading, how to read the table, which runs it is about, and the functions that make its tables from them.
+SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
+    (
+        "The three steps",
+        "Trained on all 60,000 images and tested on the 10,000 test images; a target is held by a run if each of its "
+        "last five epochs reaches it. *Training images* is the accuracy on the plain training images with the final "
+        "weights.",
+        groups("steps"),
+        [steps_table],
+    ),
+    (
+        "The ladder from Step 2 to Step 3",
+        "One part is added at a time, and each rung is compared with the one below it; the rule that decides stands "
+        "in `experiments/variants.py`, `ladder`. Twenty-four pairs per rung are planned: the table holds those that "
+        "are finished.",
+        lambda frame: in_order(frame[frame.group == "ladder"], list(ladder())),
+        [lambda frame: effects_table(frame, by_size=False)],
+    ),
+    (
+        "Single changes of Step 1",
+        "Parts of Step 2, added to Step 1 one at a time and judged on held-out training images. A difference above "
+        "zero means that the part improves the accuracy.",
+        changes_of("step1"),
+        [effects_table],
+    ),
+    (
+        "Single changes of Step 2",
+        "Parts of Step 2 taken out or replaced, and parts of Step 3 added, one at a time, on held-out training images. "
+        "The augmentation of this table includes a random boldness of the strokes, which Step 3 no longer has.",
+        changes_of("step2"),
+        [effects_table],
+    ),
+    (
+        "Single changes of the earlier Step 3",
+        "An earlier Step 3 also had soft labels from a teacher of 43,930 parameters and a random boldness of the "
+        "strokes; each line changes one thing of it. Most intervals hold zero: with five pairs, an effect below some "
+        "0.05 points cannot be told from none.",
+        groups("earlier"),
+        [effects_table],
+    ),
+    (
+        "The search",
+        "Variants tried on the way to the earlier Step 3, against the start of the search on the same held-out "
+        "images; *all three* means boldness, soft labels and deslanting. From pair to pair such a difference scatters "
+        "by 0.07 points, so one or three runs show what hurts, but not which of the better ones is best.",
+        groups("search"),
+        [effects_table],
+    ),
+    (
+        "Prior solutions",
+        "Four published nets, trained on all 60,000 images and tested on the test set: with their own recipe, where "
+        "what is not stated had to be assumed, and with the recipe of the earlier Step 3 and its soft labels. The "
+        "second table compares the recipes, net by net.",
+        groups("prior"),
+        [summary_table, effects_table],
+    ),
+    (
+        "Smaller nets: candidates",
+        "The net of Step 3 with fewer channels, trained with the earlier recipe and its teacher, on held-out training "
+        "images. *A kernel per channel* sums up the last map with one kernel for each channel, which costs less than "
+        "a linear layer.",
+        groups("sizes"),
+        [lambda frame: summary_table(frame, target=None)],
+    ),
+    (
+        "Smaller nets: the best candidates",
+        "The best candidate of each budget, trained on all 60,000 images and tested on the test set. A net holds the "
+        "target if all of its runs do.",
+        groups("small"),
+        [summary_table],
+    ),
+    (
+        "Candidates given up, and teachers",
+        "Candidates for the earlier Step 3 that were read on the test set and not chosen, and the teachers behind its "
+        "soft labels. They count among the readings of the test set.",
+        groups("given_up", "teacher"),
+        [summary_table],
+    ),
+]
+INTRODUCTION = """# Results
+
+Written by `make report` from the records below this folder; nothing here is typed. `runs.csv` has one row per finished
+run, `effects.csv` one per comparison. All accuracies are in percent, all differences in points, losses in thousandths.
+
+**How a difference is measured.** A variant and its base are trained from the same random seeds on the same images, and
+compared pair by pair: in the mean of the last five epochs, in the lowest of them, and in the test loss. Random seed K
+holds out one of six sixths of the training images (K modulo 6), and trains on the other five. The 95 % intervals are
+Student's t over the pairs; where there are several pairs on each sixth, the sixths are blocks. They cover the random
+seeds, with MNIST's images as they are. For another draw of handwriting they would be wider, since the training sets of
+two sixths share most of their images: by a factor of {few:.1f} for 5 pairs and of {many:.1f} for 24, after Nadeau and
+Bengio (2003). `p (Holm)` is the p-value of the difference of means, corrected for the number of lines of its table.
+"""
+
+
+def readme(frame: pd.DataFrame) -> str:
+    """The whole text of `results/README.md`."""
+    few, many = (np.sqrt((1 / n + 1 / 5) * n) for n in (5, 24))
+    parts = [INTRODUCTION.format(few=few, many=many)]
+    for heading, text, pick, tables in SECTIONS:
+        picked = pick(frame)
+        if len(picked):
+            parts += [f"## {heading}", f"{text} ({setting(picked)})", *(table(picked) for table in tables)]
+    bench = runs.load_bench("pipelines")
+    where = f"{bench['hardware']}, {bench['threads']} threads, PyTorch {bench['torch_version']}"
+    where += f", commit {bench['commit'][:7]}"
+    parts += ["## Speed", f"Seconds per epoch, evaluation included, each contender in a process of its own ({where})."]
+    parts += ["The usual pipeline is torchvision's data set with PIL images and a `DataLoader`."]
+    parts += [speed_table("pipelines")]
+    parts += ["Step 3 with one thing changed:", speed_table("changes")]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def setting(frame: pd.DataFrame) -> str:
+    """Where some runs were made."""
+    count = f"{len(frame):,} runs" if len(frame) > 1 else "1 run"
+    where = (f"{t} thread{'s' * int(t > 1)}" for t in sorted(frame.threads.unique()))
+    hardware, versions = sorted(frame.hardware.unique()), sorted(frame.torch.unique())
+    return f"{count}; {', '.join([*hardware, *where])}; PyTorch {', '.join(versions)}"
+
+
+def all_effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every comparison of the study, each table a family of its own."""
+    families = [pick(frame) for _, _, pick, _ in SECTIONS]
+    compared = [effects(family) for family in families if (family.base != "").any()]
+    return pd.concat(compared, ignore_index=True).round(5)
+
+
+def documents() -> dict[Path, bytes]:
+    """What the report writes, by path."""
+    frame = read_runs()
+    return {
+        runs.RESULTS / "runs.csv": frame.drop(columns="change").to_csv(index=False, lineterminator="\n").encode(),
+        runs.RESULTS / "effects.csv": all_effects(frame).to_csv(index=False, lineterminator="\n").encode(),
+        runs.RESULTS / "README.md": readme(frame).encode(),
+    }
+
+
+def lost_evidence() -> list[str]:
+    """A line for each run of the committed table that has no record any more, with the tables that rest on it."""
+    path, lines = runs.RESULTS / "runs.csv", []
+    if not path.exists():
+        return [f"{path} is missing: make report writes it"]
+    keys = ["group", "variant", "seed"]
+    committed, there = pd.read_csv(path, keep_default_na=False), read_runs()
+    gone = committed.merge(there[keys], how="left", on=keys, indicator=True).query("_merge == 'left_only'")
+    for row in gone.itertuples():
+        tables = [heading for heading, _, pick, _ in SECTIONS if len(pick(gone.loc[[row.Index]]))]
+        lost = f'"{tables[0]}" has lost its evidence' if tables else "no table rests on it"
+        lines.append(f"{row.group}/{row.variant}, seed {row.seed}, has no record: {lost}")
+    return lines
 
 
 def main(arguments: list[str]) -> int:
-    """Fill in or check every document and picture.
+    """Write or check.
 
     Returns:
-        the exit code: 1 if with --check anything differs, or if a value has no evidence.
+        the exit code: 1 if with --check anything differs, or if evidence is missing.
     """
-    check, failed = arguments == ["--check"], False
-    for path, content, complaints in itertools.chain(documents(), drawn()):
-        for complaint in complaints:
-            if check or " differs from " not in complaint:
-                print(complaint, file=sys.stderr)
-                failed = True
-        if not check and complaints and content:
-            write_atomically(path, content)
-    return 1 if failed else 0
+    check = arguments == ["--check"]
+    try:
+        complaints = lost_evidence() if check else []
+        written = documents()
+        changed = [path for path, content in written.items() if not path.exists() or path.read_bytes() != content]
+        if check:
+            complaints += [f"results/{path.name} differs from the records: make report" for path in changed]
+        else:
+            for path in changed:
+                write_atomically(path, written[path])
+            pictures.draw_all(again=bool(changed))
+    except FileNotFoundError as error:
+        complaints = [str(error)]
+    print("\n".join(complaints), file=sys.stderr, end="\n" if complaints else "")
+    return int(bool(complaints))
 
 
 if __name__ == "__main__":

@@ -67,27 +67,25 @@ class BigKernelNet(RegularizedNet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv5, self.norm5, self.gap = nn.Conv2d(16, 10, 4), nn.Identity(), nn.Identity()
-        self.head = nn.Flatten()
+        del self.norm5, self.gap, self.head
+        self.conv5 = nn.Conv2d(16, 10, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu_(self.norm1(self.conv1(x)))
         x = self.drop(self.pool(F.relu_(self.norm2(self.conv2(x)))))
         x = F.relu_(self.norm3(self.conv3(x)))
         x = self.pool(self.drop(F.relu_(self.norm4(self.conv4(x)))))
-        return self.head(self.conv5(x))
+        return self.conv5(x).flatten(1)
 
 
 def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
     """Step 1 with BatchNorm in place of the biases, or with dropout after each pooling."""
-    net = SetupNet()
+    net: nn.Module = SetupNet()
     for i in range(1, 5) if batchnorm else ():
         conv = getattr(net, f"conv{i}")
         conv.bias = None
         setattr(net, f"conv{i}", nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels)))
-    if dropout:
-        net.pool = nn.Sequential(net.pool, nn.Dropout(dropout))
-    return net
+    return with_layers(lambda: net, pool=nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout))) if dropout else net
 
 
 def with_layers(make: MakeNet, **layers: nn.Module) -> nn.Module:

@@ -1,16 +1,14 @@
 """Shared fixtures: digits drawn in the test, and real MNIST where it is there."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from tinymnist.data import MNIST_MD5, default_root
-from utils import Digits, Recipe, drawn_digits, load_mnist
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tinymnist.runs import REPOSITORY
+from utils import Digits, load_drawn, load_mnist
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +18,8 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def drawn() -> Digits:
-    """1,200 digits to train on and 300 to test on."""
-    return Digits(*drawn_digits(1200, seed=0), *drawn_digits(300, seed=1))
+    """600 digits to train on and 200 to test on."""
+    return load_drawn(600, 200)
 
 
 @pytest.fixture(scope="session")
@@ -34,16 +32,6 @@ def mnist() -> Digits:
             pytest.fail(message)
         pytest.skip(message)
     return load_mnist()
-
-
-@pytest.fixture(scope="session")
-def drawn_soft(drawn) -> Callable[[Recipe], torch.Tensor | None]:
-    """Soft labels of the drawn digits for a recipe that asks for some: nine tenths for the digit."""
-
-    def for_recipe(recipe: Recipe) -> torch.Tensor | None:
-        return torch.eye(10)[drawn.train_labels] * 0.89 + 0.011 if recipe.distillation else None
-
-    return for_recipe
 
 
 @pytest.fixture(autouse=True)

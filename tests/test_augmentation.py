@@ -1,12 +1,10 @@
-"""Augmentation: against torchvision's own transform, and what each strength does."""
+"""Normalization; and augmentation, against torchvision's own transform, and what each strength does."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.functional as reference
 from torchvision.transforms import InterpolationMode
 
-from tinymnist.augmentation import random_boldness
 from utils import Recipe, affine, augment, normalize, random_affine
 
 ONE, ZERO = torch.ones(1), torch.zeros(1)
@@ -26,42 +24,47 @@ def center(image: torch.Tensor) -> tuple[float, float]:
     return float((image * y).sum() / image.sum()), float((image * x).sum() / image.sum())
 
 
-def test_identity_changes_nothing(drawn):
+def test_normalize_keeps_the_background_at_zero(drawn):
+    x = normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1).expand(2, 28, 28))
+    assert x.shape == (2, 1, 28, 28)
+    assert x.dtype == torch.float32
+    assert x[0].abs().max() == 0
+    assert x[1, 0, 0, 0] == pytest.approx(1 / 0.3081)
+    images = drawn.test_images
+    assert torch.equal(normalize(images), normalize(images[:, None].float() / 255))
+
+
+def test_normalized_mnist_has_standard_deviation_one(mnist):
+    assert normalize(mnist.train_images).std() == pytest.approx(1, abs=1e-3)
+
+
+def test_identity_and_zero_strength_change_nothing(drawn):
     images = drawn.train_images[:8, None].float() / 255
     still = {name: value.expand(8) for name, value in IDENTITY.items()}
     assert torch.allclose(affine(images, **still), images, atol=1e-5)
-
-
-def test_zero_strength_returns_the_images_untouched(drawn):
-    images = drawn.train_images[:8, None].float() / 255
     assert random_affine(images) is images
     assert torch.equal(augment(drawn.train_images[:8], Recipe()), normalize(drawn.train_images[:8]))
+
+
+def test_augmentation_moves_as_the_recipe_says_and_then_normalizes(drawn):
+    strengths = {"rotation": 12.0, "translation": 0.05, "scale": 0.12, "shear": 8.0}
+    images = drawn.train_images[:8]
+    moved = random_affine(images[:, None].float() / 255, **strengths, generator=torch.Generator().manual_seed(1))
+    found = augment(images, Recipe(**strengths), torch.Generator().manual_seed(1))
+    assert torch.equal(found, normalize(moved))
 
 
 @pytest.mark.parametrize(
     ("angle", "shift", "scale", "shear"),
     [(20, (0, 0), 1, 0), (0, (3, -2), 1, 0), (0, (0, 0), 1.3, 0), (0, (0, 0), 1, 15), (-17, (2, 1), 0.8, -10)],
 )
-def test_agrees_with_torchvision(drawn, angle, shift, scale, shear):
-    images = drawn.train_images[:16, None].float() / 255
-    ours = affine(
-        images,
-        angle=torch.full((16,), float(angle)),
-        shift_x=torch.full((16,), shift[0] / 28),
-        shift_y=torch.full((16,), shift[1] / 28),
-        scale=torch.full((16,), float(scale)),
-        shear=torch.full((16,), float(shear)),
-    )
-    theirs = reference.affine(
-        images, angle, list(shift), scale, [float(shear), 0.0], interpolation=InterpolationMode.BILINEAR
-    )
-    assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def test_rectangular_images_agree_with_torchvision():
-    images = torch.rand(1, 1, 20, 40)
-    ours = affine(images, **IDENTITY | {"angle": torch.tensor([30.0]), "shear": torch.tensor([10.0])})
-    theirs = reference.affine(images, 30, [0, 0], 1.0, [10.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (20, 40)])
+def test_agrees_with_torchvision(angle, shift, scale, shear, height, width):
+    images = torch.rand(4, 1, height, width)
+    parameters = torch.tensor([angle, shift[0] / width, shift[1] / height, scale, shear]).expand(4, 5)
+    ours = affine(images, *parameters.unbind(1))
+    bilinear = InterpolationMode.BILINEAR
+    theirs = reference.affine(images, angle, list(shift), scale, [float(shear), 0.0], interpolation=bilinear)
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -87,49 +90,27 @@ def test_what_comes_in_is_background():
     assert torch.allclose(moved[..., 1:-1, 15:], image[..., 1:-1, 15:])
 
 
-@pytest.mark.parametrize("name", ["rotation", "translation", "scale", "shear"])
-def test_each_strength_alone_stays_within_its_bounds(name):
-    strength = {"rotation": 30.0, "translation": 0.125, "scale": 0.3, "shear": 30.0}[name]
-    images = blob(8, 13.5).expand(400, -1, -1, -1)  # 5.5 above the centre
+@pytest.mark.parametrize(
+    ("name", "strength", "extreme"),  # how far a dot 5.5 pixels above the centre moves along rows and columns
+    [
+        ("rotation", 30.0, (5.5 * (1 - 3**0.5 / 2), 5.5 / 2)),
+        ("translation", 0.125, (3.5, 3.5)),
+        ("scale", 0.3, (0.3 * 5.5, 0)),
+        ("shear", 30.0, (0, 5.5 / 3**0.5)),
+    ],
+)
+def test_each_strength_alone_stays_within_its_bounds(name, strength, extreme):
+    images = blob(8, 13.5).expand(400, -1, -1, -1)
     moved = random_affine(images, **{name: strength}, generator=torch.Generator().manual_seed(1))
-    places = torch.tensor([center(image) for image in moved])
-    rows, columns = places[:, 0] - 8, places[:, 1] - 13.5
-    extreme = {
-        "rotation": (5.5 * (1 - 3**0.5 / 2), 5.5 / 2),
-        "translation": (3.5, 3.5),
-        "scale": (0.3 * 5.5, 0),
-        "shear": (0, 5.5 / 3**0.5),
-    }[name]
-    for moves, bound in zip((rows, columns), extreme, strict=True):
-        assert moves.abs().max() <= bound + 0.15
-        assert moves.abs().max() >= 0.9 * bound
+    moves = torch.tensor([center(image) for image in moved]) - torch.tensor([8, 13.5])
+    for along, bound in zip(moves.unbind(1), extreme, strict=True):
+        assert 0.9 * bound <= along.abs().max() <= bound + 0.15
     if extreme[1]:
-        assert abs(columns.mean()) < 0.15 * extreme[1]  # both ways alike
+        assert abs(moves[:, 1].mean()) < 0.15 * extreme[1]  # both ways alike
 
 
 def test_images_are_drawn_apart_and_repeat_with_the_generator():
     images = blob(10, 10).expand(4, -1, -1, -1)
-    first = random_affine(images, rotation=20, generator=torch.Generator().manual_seed(2))
-    again = random_affine(images, rotation=20, generator=torch.Generator().manual_seed(2))
+    first, again = (random_affine(images, 20, generator=torch.Generator().manual_seed(2)) for _ in range(2))
     assert torch.equal(first, again)
     assert all(not torch.equal(first[0], first[i]) for i in (1, 2, 3))
-
-
-def test_boldness_changes_strokes_and_leaves_the_background(drawn):
-    images = drawn.train_images[:64, None].float() / 255
-    moved = random_boldness(images, 0.5)
-    assert moved.shape == images.shape
-    assert moved.min() >= 0
-    assert moved.max() <= 1
-    near = F.max_pool2d(images, 3, stride=1, padding=1) > 0
-    assert (moved[~near] == 0).all()
-    change = (moved - images).sum((1, 2, 3))
-    assert (change > 1).any()
-    assert (change < -1).any()
-    assert random_boldness(images, 0.0) is images
-
-
-def test_boldness_is_drawn_from_the_generator(drawn):
-    images = drawn.train_images[:8, None].float() / 255
-    first, again = (random_boldness(images, 0.5, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, again)

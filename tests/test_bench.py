@@ -1,21 +1,24 @@
 """The benchmark: what it counts, what it compares, and that its parts run."""
 
+import json
+import subprocess
+from dataclasses import replace
+
 import pytest
 import torch
 
-import utils
 from experiments import bench
-from model import FinalNet
+from model import STEPS, FinalNet
 from tinymnist.runs import load_bench
-from utils import count_parameters
+from utils import augment, count_parameters, fit
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_multiply_adds_are_those_counted_by_hand():
     first, others = 72 * 24 * 24, (1152 + 2304) * 12 * 12 + 2592 * 6 * 6 + 162 * 10
-    upright = 5 * 28 * 28 + 2 * 3 * 24 * 24  # the moments, and where to sample
-    forward, training = upright + first + others, upright + 2 * first + 3 * others  # no gradient of the image is needed
+    deslant = 5 * 28 * 28 + 2 * 3 * 24 * 24  # the moments, and where to sample
+    forward, training = deslant + first + others, deslant + 2 * first + 3 * others  # the image needs no gradient
     assert bench.multiply_adds(FinalNet()) == 60_000 * training + 10_000 * forward
 
 
@@ -24,42 +27,116 @@ def test_the_usual_net_is_the_published_one():
     assert bench.stock_net()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+def test_the_augmentation_by_library_moves_images_as_ours_does(drawn):
+    images, recipe = drawn.train_images[:100], STEPS[3].recipe
+    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
+    torch.testing.assert_close(
+        bench.augment_by_library(images, recipe, seeds[0]), augment(images, recipe, seeds[1]), rtol=0, atol=1e-3
+    )
+
+
+def test_weights_and_maps_are_channels_first(drawn):
+    net, maps = FinalNet(), []
+    net.conv2.register_forward_hook(lambda layer, given, output: maps.append(output))
+    fit(net, replace(STEPS[3].recipe, epochs=1), drawn, progress=False, make_optimizer=bench.channels_first)
+    assert maps
+    assert all(tensor.is_contiguous() for tensor in [*maps, *net.parameters()])
+
+
 @pytest.fixture
 def _little_data(monkeypatch, drawn):
     monkeypatch.setattr(bench, "load_mnist", lambda: drawn)
 
 
 @pytest.mark.usefixtures("_little_data")
-@pytest.mark.parametrize("name", bench.changes(CPU))
-def test_each_change_runs_and_leaves_no_trace(name):
-    threads, before = torch.get_num_threads(), (utils.evaluate, utils.train_epoch, utils.augment, torch.optim.SGD)
-    try:
-        seconds = bench.changes(CPU)[name].epochs(CPU)
-    finally:
-        torch.set_num_threads(threads)
+@pytest.mark.parametrize("name", bench.contenders("changes", CPU))
+def test_each_change_runs(name):
+    seconds = bench.contenders("changes", CPU)[name].epochs(CPU)
     assert len(seconds) == 2
     assert all(s > 0 for s in seconds)
-    assert (utils.evaluate, utils.train_epoch, utils.augment, torch.optim.SGD) == before
 
 
 @pytest.mark.usefixtures("_little_data")
 def test_the_same_net_on_our_pipeline():
-    assert len(bench.pipelines()["same-net"].epochs(CPU)) == 1
+    assert len(bench.contenders("pipelines", CPU)["same-net"].epochs(CPU)) == 1
+
+
+def test_on_a_gpu_the_plain_loop_is_compared_with_graphs():
+    names = bench.contenders("changes", CUDA)
+    assert {"shipped", "graph"} <= set(names)
+    assert not {"one-thread", "nchw"} & set(names)
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_a_part_is_written_beside_the_others(monkeypatch, tmp_path):
+    called = []
+
+    def in_this_process(function, jobs, threads):
+        called.append((function, threads))
+        return [function(job, None) for job in jobs]
+
+    def two_changes(part, device):
+        return {name: changes[name] for name in ("shipped", "one-thread")}
+
+    changes = bench.contenders("changes", CPU)
+    monkeypatch.setattr(bench, "in_processes", in_this_process)
+    monkeypatch.setattr(bench, "contenders", two_changes)
+    monkeypatch.setattr(bench, "peak_multiply_adds", lambda job, _: 1e9)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    path = tmp_path / "bench_cpu.json"
+    path.write_text('{"seeds": {"count": 4}}')
+    assert bench.main(["changes", "--device", "cpu"]) == 0
+    written = json.loads(path.read_text())
+    assert written["seeds"] == {"count": 4}
+    part = written["changes"]
+    assert {"hardware", "torch_version", "commit", "threads", "peak_multiply_adds"} < set(part)
+    assert list(part["contenders"]) == ["shipped", "one-thread"]
+    for contender in part["contenders"].values():
+        assert set(contender) == {"what", "threads", "multiply_adds", "runs"}
+        assert len(contender["runs"]) == bench.REPEATS
+        for run in contender["runs"]:
+            assert set(run) == {"seconds", "peak_memory"}
+            assert len(run["seconds"]) == 2
+    default = torch.get_num_threads()
+    names = ["peak", "shipped", "one-thread"] * bench.REPEATS  # in turn
+    assert [threads for _, threads in called] == [1 if name == "one-thread" else default for name in names]
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_memory_is_that_of_the_process_alone():
+    before = bench.peak_memory()
+    if before is None:
+        pytest.skip("the system does not tell")
+    torch.ones(100_000_000).sum()  # 400 MB
+    assert before < bench.peak_memory() or before > 4e8
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_runs_that_were_not_written_are_an_error(monkeypatch, tmp_path, capsys):
+    failed = subprocess.CompletedProcess([], 1, "", "seed 0: bar\nOut of memory\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(bench, "commit", lambda: None)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    assert bench.main(["seeds", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "bench.py: Out of memory\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_arguments_are_refused(capsys):
-    for arguments in (["speed"], ["--device", "tpu"], ["--parts"]):
+    for arguments in (["speed"], ["--parts"]):
         with pytest.raises(SystemExit) as stop:
             bench.main(arguments)
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+        assert stop.value.code == 2
+    assert bench.main(["--device", "tpu"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 3)
 
 
 def test_what_is_published_is_what_is_measured():
-    assert set(load_bench("pipelines")["contenders"]) == set(bench.pipelines())
-    assert set(load_bench("changes")["contenders"]) == set(bench.changes(CPU))
     for part in ("pipelines", "changes"):
-        for contender in load_bench(part)["contenders"].values():
+        published = load_bench(part)["contenders"]
+        assert set(published) == set(bench.contenders(part, CPU))
+        for contender in published.values():
             assert len(contender["runs"]) == bench.REPEATS >= 3
     for part in bench.PARTS:
         assert not load_bench(part)["commit"].endswith("-dirty")

@@ -16,7 +16,7 @@ def logits(path, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def test_the_published_file_answers_as_the_published_weights(mnist):
+def test_the_published_file_computes_the_logits_of_the_published_weights(mnist):
     for count in (1, 7):
         images = normalize(mnist.test_images[:count])
         with torch.no_grad():
@@ -24,16 +24,16 @@ def test_the_published_file_answers_as_the_published_weights(mnist):
         assert torch.allclose(logits(RESULTS / "final.onnx", images), expected, atol=export.TOLERANCE)
 
 
-def test_every_test_image_is_compared(tmp_path, mnist):
+def test_the_exported_file_agrees_with_the_published_one(tmp_path, mnist):
     path = tmp_path / "final.onnx"
-    assert export.export(path) == 10_000
+    assert 0 <= export.export(path) <= export.TOLERANCE
     images = normalize(mnist.test_images[:20])
     assert torch.allclose(logits(path, images), logits(RESULTS / "final.onnx", images), atol=export.TOLERANCE)
 
 
-def test_a_net_that_answers_otherwise_is_not_written(tmp_path, monkeypatch, mnist, capsys):
+def test_a_net_with_other_logits_is_not_written(tmp_path, monkeypatch, mnist, capsys):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     monkeypatch.setattr(export, "RESULTS", tmp_path)
-    assert export.main() == 1
-    assert "10000 of 10000 answers are the same" in capsys.readouterr().err
+    assert export.main([]) == 1
+    assert "10000 of 10000 predictions agree" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""predict.py: pictures of any kind are prepared as MNIST was made, and what is no digit is refused in one line."""
+"""predict.py: pictures of any kind are prepared like MNIST, and what is not a digit is rejected in one line."""
 
 import json
 import re
@@ -17,24 +17,24 @@ FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono"
 NET = predict.load_net()
 
 
-def text(words: str, font: str = "DejaVuSans", size: int = 80, ink="black", ground="white", mode="RGB") -> Image.Image:
+def text(digits: str, font: str = "DejaVuSans", size: int = 80, ink="black", ground="white", mode="RGB") -> Image.Image:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     face = ImageFont.truetype(str(folder / f"{font}.ttf"), size)
-    image = Image.new(mode, (size * (1 + len(words)), 2 * size), ground)
-    ImageDraw.Draw(image).text((size // 2, size // 3), words, font=face, fill=ink)
+    image = Image.new(mode, (size * (1 + len(digits)), 2 * size), ground)
+    ImageDraw.Draw(image).text((size // 2, size // 3), digits, font=face, fill=ink)
     return image
 
 
 def read(image: Image.Image) -> int:
-    found = predict.classify(NET, prepare(image))
-    return max(range(10), key=found.__getitem__)
+    probabilities = predict.classify(NET, prepare(image))
+    return probabilities.index(max(probabilities))
 
 
 @pytest.mark.parametrize("size", [32, 60, 200])
 @pytest.mark.parametrize("font", FONTS)
 def test_digits_of_several_fonts_and_sizes(font, size):
-    found = [read(text(str(digit), font, size)) for digit in range(10)]
-    assert sum(a == b for a, b in enumerate(found)) >= 9, found
+    predictions = [read(text(str(digit), font, size)) for digit in range(10)]
+    assert sum(a == b for a, b in enumerate(predictions)) >= 9, predictions
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def mnist_like(image: torch.Tensor, kind: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["as it is", "scaled", "inverted", "shifted"])
 def test_images_of_mnist(mnist, kind):
-    found = [read(mnist_like(image, kind)) for image in mnist.test_images[:200]]
-    assert sum(a == b for a, b in zip(found, mnist.test_labels.tolist(), strict=False)) >= 198
+    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:200]])
+    assert (predictions == mnist.test_labels[:200]).sum() >= 198
 
 
-def test_prepared_as_mnist_was_made():
+def test_size_and_centre_are_those_of_mnist():
     """The longer side fills 20 pixels, and the centre of mass is in the middle."""
     for digit in range(10):
         seen = prepare(text(str(digit), size=150))
@@ -114,15 +114,15 @@ def noise() -> Image.Image:
         (noise(), "no single digit"),
     ],
 )
-def test_what_is_no_single_digit_is_refused(image, reason):
+def test_what_is_not_one_digit_is_rejected(image, reason):
     with pytest.raises(PictureError, match=reason):
         prepare(image)
 
 
-def test_a_photograph_is_turned_upright(tmp_path):
+def test_the_orientation_of_a_photograph_is_applied(tmp_path):
     upright = text("7")
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that the picture has to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "seven.jpg", exif=exif, quality=95)
     assert read(open_picture(tmp_path / "seven.jpg")) == 7
 
@@ -132,7 +132,7 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_each_image_is_answered_and_each_fault_is_one_line(capsys, tmp_path):
+def test_each_image_is_classified_and_each_error_is_one_line(capsys, tmp_path):
     text("3").save(tmp_path / "three.png")
     text("8", ink="white", ground="black").save(tmp_path / "eight.jpg")
     Image.new("L", (30, 30)).save(tmp_path / "blank.png")
@@ -144,9 +144,9 @@ def test_each_image_is_answered_and_each_fault_is_one_line(capsys, tmp_path):
     assert lines[0].startswith(f"{tmp_path / 'three.png'}: 3 (")
     assert lines[1].startswith(f"{tmp_path / 'eight.jpg'}: 8 (")
     assert len(lines) == 2
-    faults = err.splitlines()
-    assert [line.split(": ")[1] for line in faults] == [str(tmp_path / name) for name in names[1:5]]
-    assert all(line.startswith("predict.py: ") for line in faults)
+    errors = err.splitlines()
+    assert [line.split(": ")[1] for line in errors] == [str(tmp_path / name) for name in names[1:5]]
+    assert all(line.startswith("predict.py: ") for line in errors)
 
 
 def test_json(capsys, tmp_path):
@@ -157,12 +157,12 @@ def test_json(capsys, tmp_path):
     assert five["digit"] == 5
     assert 0.5 < five["probability"] <= 1
     assert five["runner_up"]["digit"] != 5
-    assert missing["error"] == "there is no such file"
+    assert missing["error"] == "there is no such file: check the path"
     code, out, err = call(capsys, "--json", tmp_path / "five.png")
     assert (code, err, json.loads(out)) == (0, "", [five])
 
 
-def test_what_the_net_saw(capsys, tmp_path):
+def test_show_writes_the_input_of_the_net(capsys, tmp_path):
     text("4").save(tmp_path / "four.png")
     code, out, _ = call(capsys, "--show", tmp_path / "four.png")
     assert code == 0
@@ -180,20 +180,23 @@ def test_no_image_is_a_usage_error(capsys):
     assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
-def test_missing_weights_are_one_line(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(predict.load_net, "__defaults__", (tmp_path / "seed_0.pt",))
-    with pytest.raises(SystemExit) as stop:
-        predict.main(["four.png"])
-    out, err = capsys.readouterr()
-    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+@pytest.mark.parametrize("content", [None, b"", b"not weights"])
+def test_missing_and_damaged_weights_are_one_line(capsys, monkeypatch, tmp_path, content):
+    monkeypatch.setattr(predict, "RESULTS", tmp_path)
+    if content is not None:
+        (tmp_path / "step3").mkdir()
+        (tmp_path / "step3" / "seed_0.pt").write_bytes(content)
+    code, out, err = call(capsys, "four.png")
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert "seed_0.pt" in err
+    assert "run python train.py" in err
 
 
 def test_the_lines_of_the_readme_classify(mnist, repository, monkeypatch):
     (lines,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
     monkeypatch.chdir(repository)
-    found = {"images": mnist.test_images[:500]}
-    exec(lines, found)
+    names = {"images": mnist.test_images[:500]}
+    exec(lines, names)
     with torch.no_grad():
-        assert torch.equal(found["digits"], NET(normalize(mnist.test_images[:500])).argmax(1))
-    assert (found["digits"] == mnist.test_labels[:500]).sum() > 490
+        assert torch.equal(names["digits"], NET(normalize(mnist.test_images[:500])).argmax(1))
+    assert (names["digits"] == mnist.test_labels[:500]).sum() > 490

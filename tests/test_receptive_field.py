@@ -1,4 +1,4 @@
-"""The receptive-field table: published tables, hand-made cases, and a check by perturbing pixels."""
+"""The receptive-field table: published tables, hand-made cases, and a check by gradients."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_adaptive_pooling_with_overlap():
 
 
 class Functional(nn.Module):
-    """Poolings and a mean that are no modules, a layer used twice, and a head that is no layer of the table."""
+    """Poolings and a mean that are not modules, a layer used twice, and a head that is not in the table."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ class Apply(nn.Module):
         nn.PixelUnshuffle(2),
     ],
 )
-def test_what_is_not_known_is_refused(between):
+def test_operations_with_unknown_effect_are_errors(between):
     model = Mixed(between)
     model(torch.zeros(2, 1, 28, 28))
     with pytest.raises(ValueError, match=r"not known|no chain|differ") as caught:
@@ -207,12 +207,12 @@ def test_what_is_not_known_is_refused(between):
         nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 2, 3)),
     ],
 )
-def test_unknown_layers_are_not_left_out(model):
+def test_layers_with_unknown_effect_are_errors(model):
     with pytest.raises(ValueError, match="not known"):
         receptive_field(model)
 
 
-def test_an_image_that_does_not_fit_is_refused():
+def test_an_image_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="does not take an image of 4x4 pixels"):
         receptive_field(STEPS[1].net(), 4)
     with pytest.raises(ValueError, match="at least 1 pixel"):
@@ -244,7 +244,7 @@ def test_the_model_is_left_as_it_was():
         Sum(nn.Conv2d(4, 4, 5, dilation=2, padding=4)),
     ],
 )
-def test_against_the_pixels_that_matter(model):
+def test_against_gradients(model):
     """The extent of the pixels with a gradient on one output in the middle, with all weights positive."""
     for parameter in model.parameters():
         parameter.data = parameter.data.abs() + 0.1
@@ -254,8 +254,8 @@ def test_against_the_pixels_that_matter(model):
     used = image.grad[0, 0] != 0
     extent = tuple(int(used.any(dim).nonzero().max() - used.any(dim).nonzero().min()) + 1 for dim in (1, 0))
     row = receptive_field(model, 64)[-1]
-    told = row.receptive_field if isinstance(row.receptive_field, tuple) else (row.receptive_field,) * 2
-    assert told == extent
+    size = row.receptive_field if isinstance(row.receptive_field, tuple) else (row.receptive_field,) * 2
+    assert size == extent
 
 
 def test_table_is_aligned_markdown():

@@ -1,4 +1,4 @@
-"""The weight average that is evaluated in place of the weights in motion."""
+"""A moving average of the weights, which is evaluated in place of the weights that the optimizer updates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import nn
 
 
 class WeightAverage:
-    """The exponential moving average of a net's weights and BatchNorm statistics (Polyak and Juditsky, 1992).
+    """The exponential moving average of a net's weights and BatchNorm statistics.
+
+    It goes back to the uniform average of Polyak and Juditsky, 1992.
 
     Attributes:
         model: a copy of the net that holds the average.
@@ -20,17 +22,17 @@ class WeightAverage:
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self._averages = [a for a, _ in pairs if a.is_floating_point()]
         self._values = [v for _, v in pairs if v.is_floating_point()]
-        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm's counts of batches
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm's num_batches_tracked
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average towards the net's present weights, by 1 - decay of the way.
+        """Add (1 - decay) * (weights - average) to the average, with the net's current weights.
 
-        The first steps move further (the decay is at most (1 + step) / (10 + step), step from 0),
-        so that the random initial weights are soon forgotten.
+        The decay is at most (1 + step) / (10 + step), step from 0, so that the random initial weights soon lose
+        their share in the average.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        moves = torch._foreach_sub(self._values, self._averages)  # as in torch.optim.swa_utils: few kernels for all
+        moves = torch._foreach_sub(self._values, self._averages)  # one kernel for many tensors
         torch._foreach_mul_(moves, 1 - decay)
         torch._foreach_add_(self._averages, moves)
         for average, value in self._counts:

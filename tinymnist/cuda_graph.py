@@ -10,7 +10,7 @@ class GraphedNet(nn.Module):
     """A net whose training passes on batches of one shape are replayed as CUDA graphs.
 
     The capture is `torch.cuda.make_graphed_callables` (Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021).
-    It needs some passes to warm up; afterwards BatchNorm's statistics and the random numbers of dropout are put back.
+    Its warm-up passes change BatchNorm's statistics and the state of the random generator; both are restored.
     A batch of another shape, such as the last of an epoch, goes through the net as usual, and so does evaluation.
 
     Args:
@@ -24,7 +24,8 @@ class GraphedNet(nn.Module):
         state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         random_state = torch.cuda.get_rng_state(batch.device)
         # The capture replaces a module's `forward`: an outer module is captured, so that the net stays as it is.
-        self.graphed = torch.cuda.make_graphed_callables(nn.Sequential(net).train(), (batch,))
+        self.graphed = nn.Sequential(net).train()
+        torch.cuda.make_graphed_callables(self.graphed, (batch,))
         net.load_state_dict(state)
         torch.cuda.set_rng_state(random_state, batch.device)
 

@@ -1,4 +1,4 @@
-"""The data: real MNIST, checked byte by byte, and digits drawn from fonts for runs without a network."""
+"""The data: MNIST with its checksums verified, and digits drawn from fonts for runs without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 # MD5 sums of the four unpacked files of the original distribution.
@@ -24,7 +27,7 @@ MNIST_MD5 = {
 # The sixth of the training images that a split holds out, by the split's name.
 HELD_OUT = {"validation": 5} | {f"validation-{part}": part for part in range(5)}
 
-# Fonts that matplotlib ships and that draw digits as a person would read them.
+# Fonts of matplotlib in which digits are legible.
 DRAWN_FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -41,7 +44,7 @@ DRAWN_FONTS = (
 
 
 class DataError(RuntimeError):
-    """The data cannot be had or cannot be trusted; the message is one line that says what to do."""
+    """MNIST is missing or damaged; the message is one line that says what to do."""
 
 
 class Digits(NamedTuple):
@@ -54,9 +57,9 @@ class Digits(NamedTuple):
 
 
 def default_root() -> Path:
-    """The folder to look for MNIST in: `MNIST_ROOT`, else `../shared/mnist` if it exists, else `data/`.
+    """Where MNIST is: the environment variable `MNIST_ROOT`, else `../shared/mnist` if it exists, else `data/`.
 
-    The two folders are relative to the repository, whatever the current folder is.
+    Both folders are relative to the repository, not to the current folder.
     """
     repository = Path(__file__).resolve().parents[1]
     if os.environ.get("MNIST_ROOT"):
@@ -68,18 +71,14 @@ def default_root() -> Path:
 def load_mnist(root: str | os.PathLike[str] | None = None) -> Digits:
     """Load MNIST (LeCun, Cortes and Burges, 1998): 60,000 training and 10,000 test images.
 
-    The four files lie in `ROOT/MNIST/raw/`, where torchvision puts them. Those that are missing are
-    unpacked from a `.gz` beside them or downloaded; every file's MD5 sum is checked.
+    The four files are in `ROOT/MNIST/raw/`, as torchvision stores them. Missing ones are unpacked from a `.gz` beside
+    them or downloaded; every file's MD5 sum is checked.
 
     Args:
         root: the folder that holds `MNIST/raw/`; by default `default_root()`.
 
-    Returns:
-        `Digits`: train images uint8 (60000, 28, 28), train labels int64 (60000,), and the same for
-        the 10,000 test images. Unpacks like a tuple.
-
     Raises:
-        DataError: a file is missing and cannot be downloaded, or is not the original.
+        DataError: a file cannot be read or downloaded, or is not the original.
     """
     from torchvision.datasets import MNIST
 
@@ -92,20 +91,20 @@ def load_mnist(root: str | os.PathLike[str] | None = None) -> Digits:
         if any(not (raw / name).exists() for name in MNIST_MD5):
             _download(root)
         for name, md5 in MNIST_MD5.items():
-            found = hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest()
-            if found != md5:
+            actual = hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest()
+            if actual != md5:
                 raise DataError(
-                    f"{raw / name} is not the original file (MD5 {found}, expected {md5}): "
-                    "delete it and run again to download it anew"
+                    f"{raw / name} is not the original file (MD5 {actual}, expected {md5}): "
+                    "delete it and run again to download it"
                 )
         train, test = MNIST(root, train=True), MNIST(root, train=False)
     except OSError as error:
-        raise DataError(f"cannot read or write MNIST in {root}: {error}") from error
+        raise DataError(f"cannot read or write MNIST in {root} ({error}): use another folder") from error
     return Digits(train.data, train.targets, test.data, test.targets)
 
 
 def _unpack(archive: Path) -> None:
-    """Unpack a `.gz` beside itself, complete or not at all."""
+    """Unpack a `.gz` in its folder, completely or not at all."""
     try:
         content = gzip.decompress(archive.read_bytes())
     except (EOFError, OSError, ValueError) as error:
@@ -116,7 +115,7 @@ def _unpack(archive: Path) -> None:
 
 
 def _download(root: Path) -> None:
-    """Download MNIST through torchvision and move the missing files into place once all is there."""
+    """Download MNIST with torchvision, and move the missing files to `raw/` once all four are complete."""
     from torchvision.datasets import MNIST
 
     raw = root / "MNIST" / "raw"
@@ -125,9 +124,9 @@ def _download(root: Path) -> None:
         try:
             MNIST(temporary, download=True)
         except Exception as error:  # torchvision raises whatever the network layer raised
-            addresses = " and ".join(MNIST.mirrors)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
             raise DataError(
-                f"MNIST could not be downloaded from {addresses} ({_first_line(error)}): place the files "
+                f"MNIST could not be downloaded from {' and '.join(MNIST.mirrors)} ({reason}): put the files "
                 f"{', '.join(MNIST_MD5)} (unpacked or as .gz) in {raw} by hand, or use drawn digits"
             ) from error
         for name in MNIST_MD5:
@@ -135,65 +134,56 @@ def _download(root: Path) -> None:
                 (Path(temporary) / "MNIST" / "raw" / name).replace(raw / name)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
-
-
 def validation_split(digits: Digits, part: int = 5) -> Digits:
-    """Hold out a sixth of the training images (10,000 of MNIST's 60,000) in place of the test set.
+    """Hold out a sixth of the training images (10,000 of MNIST's 60,000) for validation, in place of the test set.
 
     Args:
-        digits: all images.
-        part: which sixth is held out, from 0 to 5, the last one.
+        digits: the whole data set.
+        part: which sixth is held out, from 0 to 5; by default the last one.
 
     Returns:
-        `Digits` whose `test_*` are the held-out images and labels, and whose `train_*` lack them.
+        `Digits` whose `test_*` are the held-out images and labels, and whose `train_*` are the others.
     """
     images, labels, _, _ = digits
     size = len(images) // 6
     stop = len(images) - (5 - part) * size
     start = stop - size
-    kept = (torch.cat([tensor[:start], tensor[stop:]]) for tensor in (images, labels))
-    return Digits(*kept, images[start:stop], labels[start:stop])
+    train_images, train_labels = (torch.cat([tensor[:start], tensor[stop:]]) for tensor in (images, labels))
+    return Digits(train_images, train_labels, images[start:stop], labels[start:stop])
 
 
 def load_split(name: str) -> Digits:
-    """MNIST as it is ("test"), or with a sixth of the training images held out: one of `HELD_OUT`."""
+    """MNIST ("test"), or MNIST with a sixth of the training images held out (a name in `HELD_OUT`)."""
     return load_mnist() if name == "test" else validation_split(load_mnist(), HELD_OUT[name])
 
 
 def drawn_digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw a labelled set of digits in MNIST's form, from the fonts that matplotlib ships.
+    """Draw labelled digits in MNIST's format with fonts of matplotlib, for tests and for runs without a network.
 
-    Font, size, position, stroke width, tilt and brightness vary. For tests and for runs without a
-    network: a net trained on it says nothing about handwriting.
+    Font, size, position, stroke width, rotation and brightness vary. Accuracy on them says nothing about handwriting.
 
     Args:
         n: number of images, at least 1.
-        seed: seed of the drawing; the same seed gives the same images on the same versions of Pillow.
+        seed: the same seed gives the same images with the same versions of Pillow and matplotlib.
 
     Returns:
-        images uint8 (n, 28, 28), 0 = background; labels int64 (n,), as even as n allows, shuffled.
+        images uint8 (n, 28, 28), 0 = background; labels int64 (n,), balanced as far as n allows, and shuffled.
 
     Raises:
         ValueError: n is below 1.
     """
-    import matplotlib
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
     if n < 1:
         raise ValueError(f"drawn_digits needs n of at least 1, not {n}")
     draw = random.Random(seed)
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    zoom = 4  # drawn at four times the size, so that strokes and edges come in fractions of a pixel
+    zoom = 4  # drawn at four times the size and reduced, so that edges are antialiased
     fonts = [ImageFont.truetype(str(folder / f), zoom * size) for f in DRAWN_FONTS for size in range(17, 25)]
     labels = [i % 10 for i in range(n)]
     draw.shuffle(labels)
     images = np.zeros((n, 28, 28), dtype=np.uint8)
     for i, label in enumerate(labels):
         canvas = Image.new("L", (28 * zoom, 28 * zoom))
-        center = [zoom * (14 + draw.uniform(-2, 2)) for _ in range(2)]
+        center = zoom * (14 + draw.uniform(-2, 2)), zoom * (14 + draw.uniform(-2, 2))
         ImageDraw.Draw(canvas).text(
             center, str(label), fill=draw.randint(180, 255), font=draw.choice(fonts),
             anchor="mm", stroke_width=draw.randint(0, zoom),
@@ -204,5 +194,5 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def load_drawn(n_train: int = 6_000, n_test: int = 1_000) -> Digits:
-    """Drawn digits in place of MNIST: `drawn_digits` with seed 0 to train on and seed 1 to test on."""
+    """Drawn digits in place of MNIST: the training set with seed 0, the test set with seed 1."""
     return Digits(*drawn_digits(n_train, seed=0), *drawn_digits(n_test, seed=1))

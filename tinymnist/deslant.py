@@ -12,9 +12,9 @@ from tinymnist.augmentation import affine_grid
 class Deslant(nn.Module):
     """Shears each image along x until its ink has no slant (LeCun et al., 1998, section III-A).
 
-    The slant is the slope of the ink's second moments: the covariance of x and y over the variance of y. The image is
-    sheared around the ink's centre of mass, bilinearly; what comes in from outside is background. A slant beyond 45
-    degrees counts as 45. An image without ink stays as it is. No gradient passes to the image.
+    The slant is computed from the ink's second moments: the covariance of x and y over the variance of y, limited to 45
+    degrees. The shear keeps the ink's centre of mass; it is bilinear, and pixels from outside the image are background.
+    An image without ink is not changed. No gradient passes to the image.
 
     Args:
         crop: rows and columns to cut off at each side of the sheared image.
@@ -33,15 +33,15 @@ class Deslant(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        options = {"device": images.device, "dtype": images.dtype}
-        y = (torch.arange(height, **options) - (height - 1) / 2)[:, None].expand(height, width)
-        x = (torch.arange(width, **options) - (width - 1) / 2).expand(height, width)
+        y = torch.arange(height, device=images.device, dtype=images.dtype)[:, None] - (height - 1) / 2
+        x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
+        x, y = torch.broadcast_tensors(x, y)
         moments = images.flatten(1) @ torch.stack([torch.ones_like(x), x, y, x * y, y * y], dim=-1).flatten(0, 1)
         ink, *sums = moments.unbind(1)
         mean_x, mean_y, mean_xy, mean_yy = (value / ink.clamp(min=1e-6) for value in sums)
         slant = ((mean_xy - mean_x * mean_y) / (mean_yy - mean_y**2).clamp(min=1e-3)).clamp(-1, 1)
-        # A pixel is read from as far to the right as the ink is slanted at its height. What is read is measured in half
-        # images (grid_sample's -1 to 1), and what is returned in half crops of it.
+        # Output pixel (x, y) is sampled at (x + slant * (y - mean_y), y). theta maps the output's coordinates to the
+        # input's; both run from -1 to 1, the former across the crop.
         rows, columns = height - 2 * self.crop, width - 2 * self.crop
         along_x, along_y, zero = torch.full_like(slant, columns / width), slant * rows / width, torch.zeros_like(slant)
         down = torch.full_like(slant, rows / height)

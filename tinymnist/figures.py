@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def plot_digits(images: Tensor, labels: Sequence[int] | Tensor, rows: int = 2) -> Figure:
-    """Draw images in a grid, each under its label.
+    """Draw images in a grid, each below its label.
 
     Args:
-        images: (N, 28, 28) or (N, 1, 28, 28), any scale; N is split evenly over the rows.
-        labels: N digits.
+        images: (N, 28, 28) or (N, 1, 28, 28), any scale; N is a multiple of `rows`.
+        labels: N integers.
         rows: rows of the grid.
     """
     columns = len(images) // rows
     figure, axes = plt.subplots(
         rows, columns, figsize=(0.9 * columns, 1.15 * rows), squeeze=False, layout="constrained"
     )
-    for axis, image, label in zip(axes.flat, images, labels, strict=False):
+    for axis, image, label in zip(axes.flat, images, labels, strict=True):
         axis.imshow(image.squeeze(), cmap="gray_r")
         axis.set_title(str(int(label)), fontsize=10)
         axis.axis("off")
@@ -36,12 +36,12 @@ def plot_digits(images: Tensor, labels: Sequence[int] | Tensor, rows: int = 2) -
 
 
 def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[str] = ()) -> Figure:
-    """Draw images in the first row, and below each its changed versions on the same scale.
+    """Draw images in the first row and transformed copies below them, all on the same grey scale.
 
     Args:
         before: (N, 1, 28, 28).
         after: one (N, 1, 28, 28) per further row.
-        names: of the further rows; "draw 1" and so on if there are none.
+        names: labels of the further rows; by default "draw 1" and so on.
     """
     figure, axes = plt.subplots(
         1 + len(after), len(before), figsize=(0.9 * len(before), 0.95 * (1 + len(after))), layout="constrained"
@@ -58,12 +58,12 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     return figure
 
 
-def plot_history(history: list[dict[str, float | int]], rates: Sequence[float], target: float | None = None) -> Figure:
+def plot_history(history: list[dict[str, float]], rates: Sequence[float], target: float | None = None) -> Figure:
     """Draw loss, accuracy and learning rate of a run over its epochs.
 
     Args:
         history: as returned by `fit`.
-        rates: the learning rate of each step, evenly spread over the epochs.
+        rates: the learning rate of each step.
         target: accuracy in percent to mark with a line.
     """
     epochs = [record["epoch"] for record in history]

@@ -27,7 +27,7 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-_shared: Any = None  # in a process of the pool: what all its jobs read
+_shared: Any = None  # in a process of the pool: the second argument of every job
 
 
 def in_processes(
@@ -35,22 +35,21 @@ def in_processes(
 ) -> Iterator[Any]:
     """Call a function on each job, several at a time, each in a process with that many threads.
 
-    Two processes with one thread each do more work than one process with two threads, and a net trained on
-    one thread has the same bits however many processes run beside it.
+    With one thread per process, a trained net is bit-identical however many processes run at the same time.
 
     Args:
-        function: takes a job and `shared`; stands at the top level of a module, so that a process can import it.
+        function: takes a job and `shared`; defined at the top level of a module, so that a process can import it.
         jobs: its first arguments.
         shared: its second, copied to each process once.
 
     Yields:
-        the results, as they come.
+        the results in the order in which the jobs finish.
 
     Raises:
-        OSError: a process died, of too little memory for example.
+        OSError: a process died, for example for lack of memory.
         Exception: what the function raised.
 
-    However this ends, no process is left behind, also if this one is killed.
+    The processes end with this call, and also if this process is killed.
     """
     if not jobs:
         return
@@ -67,7 +66,7 @@ def in_processes(
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise OSError("a process died, perhaps of too little memory: call again, finished runs are kept") from error
+            raise OSError("a process died, perhaps for lack of memory: call again, finished runs are kept") from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -83,19 +82,19 @@ def _start(threads: int, shared: Any) -> None:
     _shared = shared
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
-    parent = multiprocessing.parent_process()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
-    def follow_parent() -> None:
+
+def _exit_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set signal handlers
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -106,11 +105,11 @@ def _interrupts_ignored() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started, or alone.
+    """The rank of this process under torchrun; without torchrun it is the only one.
 
     Attributes:
-        rank, world: its number and how many there are, on all machines.
-        local_rank, local_world: the same on this machine.
+        rank, world: this rank, from 0, and the number of ranks on all machines.
+        local_rank, local_world: the same for this machine.
     """
 
     rank: int = 0
@@ -119,7 +118,7 @@ class Ranks:
     local_world: int = 1
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order; each rank has to call it and waits for the others."""
+        """The values of all ranks, in order; each rank has to call this, and waits for the others."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -127,16 +126,16 @@ class Ranks:
         return values
 
     def first_alone(self, function: Callable[[], Any]) -> Any:
-        """The result of a function that is called in the first rank of each machine, and after it in the others.
+        """Call a function in the first rank of each machine and then in the others, and return its result.
 
-        What the first downloads or writes is there for the others; each rank has to call this.
+        The others find what the first downloads or writes. Each rank has to call this.
         """
         value = function() if self.local_rank == 0 else None
         self.gather(None)
         return value if self.local_rank == 0 else function()
 
     def share(self, jobs: Sequence[Any]) -> Sequence[Any]:
-        """Those of the jobs that fall to this rank."""
+        """This rank's share of the jobs."""
         return jobs[self.rank :: self.world]
 
 

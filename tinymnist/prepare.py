@@ -1,7 +1,7 @@
-"""From any picture of a digit to what the nets were trained on, in the way in which MNIST was made.
+"""Convert a picture of a digit to the format of MNIST.
 
-MNIST's digits were scaled into 20x20 pixels, with their proportions kept, and placed in 28x28 pixels so that their
-centre of mass lies in the middle (LeCun et al., 1998, section III-A).
+MNIST's digits were scaled to fit 20x20 pixels, with their proportions kept, and centred in 28x28 pixels by their
+centre of mass (LeCun et al., 1998, section III-A).
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fill
-LARGEST = 400  # a longer side is reduced first; strokes stay many times finer than in MNIST
-FAINT = 0.12  # of the scale from black to white: less contrast than this is no drawing
-INK = 0.35  # of the ink's full strength: where a stroke begins
-STROKE = 2.0  # pixels of the 20x20 box: thinner strokes are widened, for MNIST's are wider
+SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fit
+LARGEST = 400  # pixels; larger pictures are reduced first, to a size still far above MNIST's
+FAINT = 0.12  # lower contrast than this, on a scale from black to white, is a blank picture
+INK = 0.35  # a pixel above this fraction of the full contrast belongs to a stroke
+STROKE = 2.0  # pixels of the 20x20 box; thinner strokes are widened, since MNIST's are wider
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read, or does not show one digit; the message says what is wrong."""
+    """A picture cannot be read, or does not show one digit; the message says what is wrong and what to do."""
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read an image file, turned upright as its camera says.
+    """Read an image file and apply its EXIF orientation.
 
     Raises:
-        PictureError: there is no such file, or it is no image.
+        PictureError: the file does not exist, or is not an image.
     """
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image.copy())
     except FileNotFoundError as error:
-        raise PictureError("there is no such file") from error
+        raise PictureError("there is no such file: check the path") from error
     except (UnidentifiedImageError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError("this is not an image that can be read: use PNG or JPEG, for example") from error
+        raise PictureError("this is not an image that can be read: use a PNG or JPEG file") from error
     except OSError as error:
-        raise PictureError(f"it cannot be read: {error.strerror or error}") from error
+        raise PictureError(f"it cannot be read ({error.strerror or error}): use a PNG or JPEG file") from error
 
 
 def prepare(image: Image.Image) -> Tensor:
-    """What the nets take, from a picture of one digit.
+    """Convert a picture of one digit to an image like those of MNIST.
 
     The picture may have any size, be grey or coloured, dark on light or light on dark, or have a transparent
-    background. The background is what most of its edge shows; the digit is what differs from it.
+    background. The median colour of its edge is taken as the background, and what differs from it as the digit.
 
     Args:
         image: the picture.
 
     Returns:
-        uint8 (28, 28), 0 = background, as MNIST's images are.
+        uint8 (28, 28), 0 = background.
 
     Raises:
-        PictureError: the picture is blank, or shows something else than one digit.
+        PictureError: the picture is blank, or does not show one digit.
     """
     ink = _ink(image)
     _check_one_digit(ink > INK)
@@ -70,30 +70,30 @@ def prepare(image: Image.Image) -> Tensor:
 
 
 def _ink(image: Image.Image) -> Tensor:
-    """How much each pixel differs from the background towards the ink, float (H, W) from 0 to 1."""
+    """Contrast of each pixel with the background, in the direction of the ink's colour: float (H, W) from 0 to 1."""
     if max(image.size) > LARGEST:
         image = image.copy()
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     if min(image.size) < 2:
-        raise PictureError(f"{image.width}x{image.height} pixels are too few to show a digit")
+        raise PictureError(f"{image.width}x{image.height} pixels are too few to show a digit: use a larger picture")
     if image.has_transparency_data:
         image = _flattened(image.convert("RGBA"))
     grey = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float() / 255
     colors = grey.view(image.height, image.width, 3)
     edge = torch.cat([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
     difference = colors - edge.median(dim=0).values
-    # Along the direction in colour space in which the picture differs most from its background.
+    # The direction in colour space from the background to the ink.
     towards = (difference * difference.norm(dim=2, keepdim=True)).sum((0, 1))
     ink = (difference @ towards / towards.norm().clamp(min=1e-6)).clamp(min=0)
     strength = 0.9 * ink.max()
     if strength < FAINT:
-        raise PictureError("it is blank: nothing differs from the background")
+        raise PictureError("it is blank, or has too little contrast: use a picture of one digit")
     ink = (ink / strength).clamp(0, 1)
     return torch.where(ink > 0.1, ink, 0)
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """A transparent RGBA picture on the background, black or white, from which its paint differs more."""
+    """A transparent RGBA picture on black or white, whichever contrasts more with its opaque pixels."""
     paint, alpha = image.convert("L"), image.getchannel("A")
     weight = torch.frombuffer(bytearray(alpha.tobytes()), dtype=torch.uint8).float()
     value = torch.frombuffer(bytearray(paint.tobytes()), dtype=torch.uint8).float()
@@ -103,29 +103,29 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _check_one_digit(mask: Tensor) -> None:
-    """Raise PictureError unless the ink looks like one digit: strokes that belong together.
+    """Raise PictureError if the shape or the connected components of the ink rule out a single digit.
 
-    A look at components, which keeps out what the net would answer all the same; it is no detector of digits.
+    This rejects pictures that the net would still classify as some digit; it does not detect digits.
     """
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     height, width = (int(at[-1] - at[0]) + 1 for at in (rows, columns))
     if width > 1.8 * height:
-        raise PictureError("it shows no single digit: what is drawn is too wide")
+        raise PictureError("it shows no single digit (too wide): use a picture of one digit")
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     if inside.float().mean() > 0.8 and width > 0.5 * height:
-        raise PictureError("it shows no single digit: there is a filled area, but no strokes")
+        raise PictureError("it shows no single digit (a filled area, no strokes): use a picture of one digit")
     parts = sorted(_components(mask), key=lambda part: -part[0])
     ink = sum(count for count, _, _ in parts)
     if parts[0][0] < 0.5 * ink:
-        raise PictureError("it shows no single digit: there are several things, and none that stands out")
+        raise PictureError("it shows no single digit (many small parts): use a picture of one digit")
     for count, left, right in parts[1:]:
         beside = left > parts[0][2] or right < parts[0][1]
         if beside and count > 0.15 * ink:
-            raise PictureError("it shows no single digit: there are several things side by side")
+            raise PictureError("it shows no single digit (parts side by side): use a picture of one digit")
 
 
 def _components(mask: Tensor) -> list[tuple[int, int, int]]:
-    """Of each connected component of a mask, 8 neighbours each: its pixels, leftmost and rightmost column."""
+    """The number of pixels, leftmost and rightmost column of each 8-connected component of a mask."""
     if max(mask.shape) > 100:
         small = [max(1, round(100 * n / max(mask.shape))) for n in mask.shape]
         mask = F.adaptive_max_pool2d(mask[None].float(), small)[0].bool()
@@ -135,11 +135,11 @@ def _components(mask: Tensor) -> list[tuple[int, int, int]]:
         if torch.equal(grown, labels):
             break
         labels = grown
-    found = []
+    components = []
     for label in labels[mask].unique():
         at = (labels == label).nonzero()[:, 1]
-        found.append((len(at), int(at.min()), int(at.max())))
-    return found
+        components.append((len(at), int(at.min()), int(at.max())))
+    return components
 
 
 def _cropped(ink: Tensor) -> Tensor:
@@ -150,20 +150,20 @@ def _cropped(ink: Tensor) -> Tensor:
 
 
 def _stroke_width(ink: Tensor) -> float:
-    """Roughly how wide the strokes are, in pixels: twice their area over the length of their outline."""
+    """Estimate of the stroke width in pixels: twice the area over the length of the outline."""
     mask = F.pad((ink > INK).float(), (1, 1, 1, 1))
     outline = mask.diff(dim=0).abs().sum() + mask.diff(dim=1).abs().sum()
-    return float(2 * mask.sum() / outline) * 1.27  # an outline along pixels is 4 / pi times too long on average
+    return float(2 * mask.sum() / outline) * 1.27  # an outline along pixel edges is 4 / pi times too long on average
 
 
 def _widened(ink: Tensor, by: float) -> Tensor:
-    """Strokes wider by that many pixels: each pixel is the darkest of those around it."""
+    """Dilate the strokes by about that many pixels: each pixel becomes the maximum of its neighbourhood."""
     reach = round(by / 2)
     return F.max_pool2d(F.pad(ink[None], (reach,) * 4), 2 * reach + 1, stride=1, padding=reach)[0] if reach else ink
 
 
 def _centred(small: Tensor) -> Tensor:
-    """The digit in 28x28 pixels, its centre of mass in the middle, as far as whole pixels and the frame allow."""
+    """The digit in 28x28 pixels, centred by its centre of mass to the nearest pixel, as far as it fits."""
     corner = []
     for axis, length in enumerate(small.shape):
         mass = small.sum(1 - axis)

@@ -1,8 +1,8 @@
 """The receptive-field table of convolutions and poolings, computed from the model itself.
 
-The model runs once on a blank image while each tensor operation is watched. Operations are watched and
-not modules, so that `F.max_pool2d(x, 2)` or `x.mean((2, 3))` in a forward pass count like a layer. An
-operation whose effect is not known ends the map: a convolution or pooling after it is refused.
+The model runs once on a blank image, and every tensor operation is traced. Operations are traced, not
+modules, so that `F.max_pool2d(x, 2)` or `x.mean((2, 3))` in a forward pass count like a layer. After
+an operation whose effect is not known, a convolution or pooling is an error.
 
 Size, jump and receptive field follow Dumoulin and Visin, "A guide to convolution arithmetic for deep
 learning", 2016, and Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
@@ -23,7 +23,7 @@ from tinymnist.deslant import Deslant
 
 Pair = tuple[int, int]
 
-# In evaluation mode each value of the result depends on the values at the same place, and on no others.
+# In evaluation mode each output value depends only on the input values at the same position.
 POINTWISE = frozenset(
     """add sub rsub mul div neg abs sign pow sqrt exp log clamp clamp_min clamp_max maximum minimum relu
     leaky_relu prelu _prelu_kernel elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus
@@ -39,13 +39,12 @@ class LayerField:
     Where height and width agree a field is one int, else the pair (height, width).
 
     Attributes:
-        name: the module's name in the model, or the operation's where it is no module of its own.
-        kernel, stride, padding, dilation: of the layer, in pixels of its input; kernel and stride are
-            1 and padding 0 for the row of the input.
+        name: the module's name in the model, or the operation's if it is not a module.
+        kernel, stride, padding, dilation: of the layer, in pixels of its input.
         size_in, size_out: pixels of its input and its output map.
         channels_out: channels of its output map.
-        jump: distance, in pixels of the image, between the fields of two neighbouring outputs.
-        receptive_field: extent, in pixels of the image, of what one output can see.
+        jump: distance, in pixels of the image, between the fields of two adjacent outputs.
+        receptive_field: size, in pixels of the image, of the area that one output depends on.
     """
 
     name: str
@@ -70,7 +69,7 @@ class _Axis:
     stop: int = 1
 
     def window(self, size: int, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
-        """The same after a layer of that window, whose output has `size` pixels."""
+        """The axis after a layer with this window and an output of `size` pixels."""
         start = self.start - padding * self.jump
         return _Axis(
             size, self.jump * stride, start, start + self.stop - self.start + dilation * (kernel - 1) * self.jump
@@ -79,9 +78,9 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Map:
-    """What is known of a tensor that depends on the image: its two axes, or the operation that ended the map."""
+    """What is known of a tensor that depends on the image: height and width, or the operation that ended the map."""
 
-    axes: tuple[_Axis, _Axis]
+    axes: tuple[_Axis, ...]
     ended_by: str | None = None
 
     @property
@@ -92,20 +91,20 @@ class _Map:
 def receptive_field(model: nn.Module, input_size: int | Pair = 28) -> list[LayerField]:
     """The receptive-field table of a model: a row for the input and one per convolution and pooling.
 
-    Where paths join (a residual sum, a concatenation), the field is the union over all of them. After a `Deslant`
-    layer, which moves whole rows of the image, fields are counted in pixels of the image that it returns.
+    Where paths join (a residual sum, a concatenation), the field is the union of the paths'. After a `Deslant`
+    layer, fields are counted in pixels of the deslanted image.
 
     Args:
-        model: takes float (1, C, H, W), C from its first convolution; it is run in evaluation mode
+        model: takes float (1, C, H, W), C as in its first convolution; it runs in evaluation mode
             without gradients, and its mode is restored.
         input_size: height and width of the image in pixels, or the pair of them.
 
     Returns:
-        The rows in the order of execution. A layer that is used twice has two rows.
+        the rows in the order of execution; a layer that is used twice has two rows.
 
     Raises:
-        ValueError: paths of different jumps join, a layer works on something that is no map any more,
-            has no single kernel and stride (uneven adaptive pooling), or the model rejects the image.
+        ValueError: paths of different jumps join, a layer follows an operation whose effect is not known or has no
+            single kernel and stride (uneven adaptive pooling), or the model rejects the image.
     """
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     if min(height, width) < 1:
@@ -129,7 +128,7 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28) -> list[Layer
 
 
 def receptive_field_table(rows: list[LayerField]) -> str:
-    """The rows as an aligned Markdown table, which reads well as plain text too."""
+    """The rows as a Markdown table with aligned columns."""
     cells = [[f.name.replace("_", " ") for f in fields(LayerField)]]
     cells += [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in astuple(row)] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
@@ -202,7 +201,7 @@ class _Watch(TorchDispatchMode):
         if ended:
             return ended
         if before.size == (1, 1) and all(m == before for m in maps):
-            return before  # one pixel: whatever comes now, its field stays
+            return before  # a single pixel: no operation changes its field
         if operation in POINTWISE and all(t.shape[2:] == m.size for t, m in zip(inputs, maps, strict=True)):
             return self._join(name, maps, outputs[0])
         if operation == "constant_pad_nd" and outputs[0].dim() == 4:
@@ -216,13 +215,13 @@ class _Watch(TorchDispatchMode):
         return replace(before, ended_by=self.kind(name, operation))
 
     def layer_name(self, operation: str) -> str:
-        """The running module's name if it has no parts, else the operation's name within it."""
+        """The running module's name if it has no submodules, else that name and the operation's."""
         name, module = self.running[-1]
         leaf = name and not any(True for _ in module.children())
         return name if leaf else f"{name}.{operation.removesuffix('_with_indices')}".lstrip(".")
 
     def kind(self, name: str, operation: str) -> str:
-        """The layer with its class if it is a module, else with the operation, for messages."""
+        """The layer for messages: its name, and its class if it is a module, else the operation."""
         own_name, module = self.running[-1]
         return f"{name} ({type(module).__name__ if name == own_name else operation})"
 
@@ -235,7 +234,7 @@ class _Watch(TorchDispatchMode):
 
     @staticmethod
     def _join(name: str, maps: list[_Map], output: Tensor) -> _Map:
-        """The union of the fields of all paths, which are in step only if size and jump agree."""
+        """The union of the fields of all paths, which line up only if size and jump agree."""
         if any((a.size, a.jump) != (b.size, b.jump) for m in maps for a, b in zip(m.axes, maps[0].axes, strict=True)):
             raise ValueError(f"the layers form no chain: {name} joins paths whose size or jump differ")
         if output.shape[2:] != maps[0].size:
@@ -258,8 +257,8 @@ def _windows(operation: str, args: tuple) -> list[tuple[int, ...]] | None:
             return None
         return list(zip(weight.shape[2:], *map(_long, (stride, padding, dilation)), strict=True))
     if operation in ("max_pool2d_with_indices", "max_pool2d", "avg_pool2d"):
-        kernel, stride, padding = (args[1], *args[2:4], *((), 0)[len(args[2:4]) :])
-        dilation = args[4] if operation != "avg_pool2d" and len(args) > 4 else 1
+        kernel, stride, padding, dilation = args[1:5] + (None, 0, 1)[len(args) - 2 :]
+        dilation = 1 if operation == "avg_pool2d" else dilation  # its argument there is ceil_mode
         return list(zip(*map(_long, (kernel, stride or kernel, padding, dilation)), strict=True))
     if operation in ("_adaptive_avg_pool2d", "adaptive_max_pool2d"):
         return [_adaptive_window(n, m) for n, m in zip(args[0].shape[-2:], _long(args[1]), strict=True)]
@@ -282,12 +281,11 @@ def _adaptive_window(size: int, outputs: int) -> tuple[int, ...]:
 
 
 def _long(value: int | list[int] | tuple[int, ...]) -> Pair:
-    """An argument that may be one number for both axes, as a pair."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * 2 if len(values) == 1 else values
+    """An argument as a pair: it may be one number for both axes."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _short(pair: Any) -> int | Pair:
-    """One number where both axes agree, else the pair."""
+    """One number if both axes agree, else the pair."""
     height, width = pair
     return height if height == width else (height, width)

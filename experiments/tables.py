@@ -1,0 +1,135 @@
+"""The tables of the study: one row per finished run, and each variant against its base, pair by pair."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from model import STEPS
+from tinymnist import runs
+from tinymnist.runs import LAST, accuracy, last_accuracies
+
+TARGET = STEPS[3].target
+
+
+def read_runs() -> pd.DataFrame:
+    """One row per finished run, from the records: percent, seconds, and the loss as mean cross-entropy.
+
+    `last`, `last5_mean`, `last5_min` and `test_loss` (mean of the last five epochs) are about the images of `split`.
+    """
+    labels = pd.read_csv(runs.RESULTS / "study" / "variants.csv", keep_default_na=False).set_index(["group", "variant"])
+    rows = []
+    for path in sorted(runs.RESULTS.glob("**/seed_*.json")):
+        *_, group, variant, _ = ("steps", *path.relative_to(runs.RESULTS).parts)
+        run = json.loads(path.read_text())
+        known = labels.loc[(group, variant)].to_dict() if (group, variant) in labels.index else run
+        epochs, last = run["history"], last_accuracies(run)
+        row = {"group": group, "variant": variant, "base": known.get("base", ""), "seed": run["seed"]}
+        row |= {"split": run["split"], "parameters": run["params"], "epochs": len(epochs)}
+        row |= {"last": accuracy(epochs[-1]), "last5_mean": np.mean(last), "last5_min": min(last)}
+        row |= {"test_loss": np.mean([epoch["test_loss"] for epoch in epochs[-LAST:]])}
+        row |= {"train_accuracy": run.get("train_accuracy"), "seconds": sum(epoch["seconds"] for epoch in epochs)}
+        row |= {name: run[name] for name in ("threads", "device", "hardware")}
+        row |= {"torch": run["torch_version"], "commit": run["commit"], "change": known.get("change", "")}
+        rows.append(row)
+    frame = pd.DataFrame(rows).sort_values(["group", "variant", "seed"], kind="stable", ignore_index=True)
+    digits = {"last": 4, "last5_mean": 4, "last5_min": 4, "train_accuracy": 4, "test_loss": 8, "seconds": 1}
+    return frame.round(digits)
+
+
+def paired(difference: pd.Series, split: pd.Series) -> tuple[float, float, float, float]:
+    """Mean of paired differences, its 95 % interval (Student's t), and the p-value that it is 0.
+
+    With at least two pairs on each of several splits, the splits are blocks: the spread counts within them only.
+    """
+    n, blocks = len(difference), split.nunique()
+    if n < 2:
+        return difference.mean(), np.nan, np.nan, np.nan
+    blocked = blocks > 1 and split.value_counts().min() > 1
+    center = difference.groupby(split.to_numpy()).transform("mean") if blocked else difference.mean()
+    freedom = n - blocks if blocked else n - 1
+    error = np.sqrt(((difference - center) ** 2).sum() / freedom / n)
+    half, mean = stats.t.ppf(0.975, freedom) * error, difference.mean()
+    return mean, mean - half, mean + half, 2 * stats.t.sf(abs(mean) / error, freedom) if error else 1.0
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """The p-values of a family of comparisons, corrected for their number (Holm, 1979)."""
+    order = p.dropna().sort_values()
+    return (order * np.arange(len(order), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+
+
+def effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each variant against its base, pair by pair of the same random seed and images."""
+    rows = []
+    for _, own in frame[frame.base != ""].groupby("variant", sort=False):
+        pairs = own.merge(frame[frame.variant == own.base.iloc[0]], on=["seed", "split"], suffixes=("", "_base"))
+        row = {name: own[name].iloc[0] for name in ("group", "variant", "base", "change", "parameters")}
+        row |= {"pairs": len(pairs), "mean": pairs.last5_mean.mean()}
+        for name, scale in (("last5_mean", 1), ("last5_min", 1), ("test_loss", 1000)):
+            compared = paired(scale * (pairs[name] - pairs[f"{name}_base"]), pairs.split)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), compared, strict=True))
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    return found.assign(p=holm(found.last5_mean_p))
+
+
+def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
+    """`effects` for reading: differences with their intervals, the largest first or in the order of the runs."""
+    found, rows = effects(frame), []
+    for own in (found.sort_values("last5_mean", ascending=False) if by_size else found).to_dict("records"):
+        row = {"change": own["change"], "parameters": f"{own['parameters']:,}", "pairs": own["pairs"]}
+        row["mean"] = f"{own['mean']:.3f}"
+        for heading, name in (("Δ mean", "last5_mean"), ("Δ lowest", "last5_min"), ("Δ loss", "test_loss")):
+            row[heading] = f"{own[name]:+.3f}"
+            if not np.isnan(own[f"{name}_low"]):
+                row[heading] += f" ({own[f'{name}_low']:+.3f} to {own[f'{name}_high']:+.3f})"
+        rows.append(row | {"p (Holm)": "" if np.isnan(own["p"]) else f"{own['p']:.3f}"})
+    return markdown(rows)
+
+
+def summary_table(frame: pd.DataFrame, target: float | None = TARGET) -> str:
+    """Each variant by itself; with a target, also how many runs hold it in each of the last five epochs."""
+    rows = []
+    for _, own in frame.sort_values("parameters", ascending=False, kind="stable").groupby("variant", sort=False):
+        row = {"net and recipe": own.change.iloc[0], "parameters": f"{own.parameters.iloc[0]:,}", "runs": len(own)}
+        row["last epoch"] = f"{own['last'].mean():.2f}" + (f" ± {own['last'].std():.2f}" if len(own) > 1 else "")
+        row |= {"mean of the last five": f"{own.last5_mean.mean():.3f}", "lowest": f"{own.last5_min.min():.2f}"}
+        if target:
+            row[f"{target:.2f} held"] = f"{(own.last5_min >= target).sum()} of {len(own)}"
+        rows.append(row | {"seconds": f"{own.seconds.mean():.0f}"})
+    return markdown(rows)
+
+
+def steps_table(frame: pd.DataFrame) -> str:
+    """The three steps, each with its own target."""
+    rows = []
+    for (_, own), (number, step) in zip(frame.groupby("variant"), STEPS.items(), strict=True):
+        row = {"step": f"{number}: {step.theme}", "parameters": f"{own.parameters.iloc[0]:,}", "runs": len(own)}
+        row["last epoch"] = f"{own['last'].mean():.2f} ± {own['last'].std():.2f}"
+        row |= {"lowest of the last five": f"{own.last5_min.min():.2f}", "target": f"{step.target:.2f}"}
+        row |= {"held": f"{(own.last5_min >= step.target).sum()} of {len(own)}"}
+        row |= {"training images": f"{own.train_accuracy.mean():.2f}", "seconds": f"{own.seconds.mean():.0f}"}
+        rows.append(row)
+    return markdown(rows)
+
+
+def speed_table(part: str) -> str:
+    """What the benchmark measured: seconds per epoch, median and range of the repeats, one row per contender."""
+    rows, first = [], 0.0
+    for contender in runs.load_bench(part)["contenders"].values():
+        seconds = np.array([np.mean(run["seconds"]) for run in contender["runs"]])
+        first = first or float(np.median(seconds))
+        row = {"what": contender["what"], "seconds per epoch": f"{np.median(seconds):.2f}"}
+        row |= {"range": f"{seconds.min():.2f} to {seconds.max():.2f}"}
+        rows.append(row | {"of the first": f"{np.median(seconds) / first:.2f}"})
+    return markdown(rows)
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """Rows as a Markdown table: the first column to the left, the others to the right."""
+    align = ["left"] + ["right"] * (len(rows[0]) - 1)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, colalign=align)
