@@ -58,7 +58,8 @@ def parser() -> OneLineParser:
     add("--graph", action="store_true", help="on a CUDA device, replay the passes as CUDA graphs")
     add("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
-    add("--validate", action="store_true", help="hold out the last sixth of the training images")
+    held_out = "hold out the last sixth of the training images"
+    add("--validate", dest="split", action="store_const", const="validation", default="test", help=held_out)
     add("--summary", action="store_true", help="show the net and its receptive field, train nothing")
     return found
 
@@ -72,37 +73,17 @@ def show_summary(number: int) -> None:
     print(f"\nReceptive field, in pixels of the 28x28 image:\n\n{receptive_field_table(receptive_field(net))}")
 
 
-def load_data(options: argparse.Namespace) -> Digits:
-    """MNIST or drawn digits, with the held-out split if asked for."""
-    digits = load_drawn() if options.data == "drawn" else load_mnist(options.data)
-    return validation_split(digits) if options.validate else digits
-
-
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The step's recipe, with the number of epochs that was asked for."""
     recipe = STEPS[options.step].recipe
     return replace(recipe, epochs=options.epochs or recipe.epochs)
 
 
-def data_of(options: argparse.Namespace) -> str:
-    """What the step is trained on, as a record says it."""
-    return "drawn" if options.data == "drawn" else "mnist"
-
-
-def split_of(options: argparse.Namespace) -> str:
-    """What the step is judged on, as a record says it."""
-    return "validation" if options.validate else "test"
-
-
 def expected_run(options: argparse.Namespace, seed: int) -> Run:
     """What the record of a random seed says about the experiment."""
-    return {
-        "step": options.step,
-        "seed": seed,
-        "data": data_of(options),
-        "split": split_of(options),
-        "recipe": asdict(recipe_of(options)),
-    }
+    data = "drawn" if options.data == "drawn" else "mnist"
+    recipe = asdict(recipe_of(options))
+    return {"step": options.step, "seed": seed, "data": data, "split": options.split, "recipe": recipe}
 
 
 def record_path(options: argparse.Namespace, seed: int) -> Path:
@@ -110,24 +91,20 @@ def record_path(options: argparse.Namespace, seed: int) -> Path:
     return options.out / f"step{options.step}" / f"seed_{seed}.json"
 
 
+def load_data(options: argparse.Namespace) -> Digits:
+    """MNIST or drawn digits, with the held-out split if asked for."""
+    digits = load_drawn() if options.data == "drawn" else load_mnist(options.data)
+    return validation_split(digits) if options.split == "validation" else digits
+
+
 def train(options: argparse.Namespace, seed: int, digits: Digits, device: torch.device, progress: bool = True) -> Run:
     """Train the step from a random seed, and write the run."""
     torch.manual_seed(seed)
-    net, recipe = STEPS[options.step].net(), recipe_of(options)
+    net, recipe, expected = STEPS[options.step].net(), recipe_of(options), expected_run(options, seed)
     history = fit(net, recipe, digits, seed, device, progress, options.graph)
     fitted = evaluate(net, digits.train_images, digits.train_labels)
-    return save_run(
-        record_path(options, seed),
-        net,
-        recipe,
-        history,
-        seed=seed,
-        device=device,
-        fitted=fitted,
-        split=split_of(options),
-        data=data_of(options),
-        facts={"step": options.step},
-    )
+    facts = {name: expected[name] for name in ("step", "seed", "data", "split")}
+    return save_run(record_path(options, seed), net, recipe, history, fitted, device, facts)
 
 
 def train_in_process(job: tuple[argparse.Namespace, int, str], arrays: list[np.ndarray]) -> Run:
@@ -240,8 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.summary:
             show_summary(options.step)
             return 0
-        partial = options.validate or recipe_of(options).epochs != STEPS[options.step].recipe.epochs
-        check_destination(options.out, data_of(options), partial)
+        full = options.split == "test" and recipe_of(options) == STEPS[options.step].recipe
+        check_destination(options.out, options.data != "drawn", full)
         with torchrun_ranks() as ranks:
             if options.seeds:
                 return int(run_many(options, ranks))

@@ -57,18 +57,10 @@ def run_job(job: Job, device_name: str) -> None:
     torch.manual_seed(seed)
     net, digits = variant.net(), load_split(split)
     history = fit(net, variant.recipe, digits, seed, device, progress=False, **variant.options(split))
-    runs.save_run(
-        record_path(*job),
-        net,
-        variant.recipe,
-        history,
-        seed=seed,
-        device=device,
-        fitted=evaluate(net, digits.train_images, digits.train_labels),
-        split=split,
-        weights=False,
-        facts={"group": group, "variant": name, "base": variant.base, "change": variant.change},
-    )
+    fitted = evaluate(net, digits.train_images, digits.train_labels)
+    facts: runs.Run = {"group": group, "variant": name, "base": variant.base, "change": variant.change}
+    facts |= {"seed": seed, "data": "mnist", "split": split}
+    runs.save_run(record_path(*job), net, variant.recipe, history, fitted, device, facts, weights=False)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -100,7 +100,7 @@ def summary_table(frame: pd.DataFrame, target: float | None = TARGET) -> str:
         row |= {"mean of the last five": f"{own.last5_mean.mean():.3f}", "lowest": f"{own.last5_min.min():.2f}"}
         if target:
             row[f"{target:.2f} held"] = f"{(own.last5_min >= target).sum()} of {len(own)}"
-        rows.append(row | {"seconds": f"{own.seconds.mean():.0f}"})
+        rows.append(row)
     return markdown(rows)
 
 
@@ -112,20 +112,20 @@ def steps_table(frame: pd.DataFrame) -> str:
         row["last epoch"] = f"{own['last'].mean():.2f} ± {own['last'].std():.2f}"
         row |= {"lowest of the last five": f"{own.last5_min.min():.2f}", "target": f"{step.target:.2f}"}
         row |= {"held": f"{(own.last5_min >= step.target).sum()} of {len(own)}"}
-        row |= {"training images": f"{own.train_accuracy.mean():.2f}", "seconds": f"{own.seconds.mean():.0f}"}
-        rows.append(row)
+        rows.append(row | {"training images": f"{own.train_accuracy.mean():.2f}"})
     return markdown(rows)
 
 
 def speed_table(part: str) -> str:
-    """What the benchmark measured: seconds per epoch, median and range of the repeats, one row per contender."""
-    rows, first = [], 0.0
+    """What the benchmark measured: seconds per epoch, one row per contender, against the first on as many threads."""
+    rows: list[dict[str, object]] = []
+    first: dict[int, float] = {}
     for contender in runs.load_bench(part)["contenders"].values():
-        seconds = np.array([np.mean(run["seconds"]) for run in contender["runs"]])
-        first = first or float(np.median(seconds))
-        row = {"what": contender["what"], "seconds per epoch": f"{np.median(seconds):.2f}"}
-        row |= {"range": f"{seconds.min():.2f} to {seconds.max():.2f}"}
-        rows.append(row | {"of the first": f"{np.median(seconds) / first:.2f}"})
+        seconds, threads = [np.mean(run["seconds"]) for run in contender["runs"]], contender.get("threads", 2)
+        median = float(np.median(seconds))
+        row = {"what": contender["what"], "threads": threads, "seconds per epoch": f"{median:.2f}"}
+        row |= {"range": f"{min(seconds):.2f} to {max(seconds):.2f}"}
+        rows.append(row | {"times as long": f"{median / first.setdefault(threads, median):.2f}"})
     return markdown(rows)
 
 

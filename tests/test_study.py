@@ -1,192 +1,174 @@
-"""The study: the notation of nets, the variants, and that a run is written and kept."""
+"""The study: the nets and rates of the variants, what each of them changes, and that each run is written once."""
 
-import contextlib
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
-import utils
-from experiments import search, study, variants
-from experiments.nets import build
-from experiments.variants import PRIOR_NETS, Variant
-from model import STEPS, FinalNet
-from tinymnist import augmentation, runs
-from utils import Recipe, count_parameters, evaluate, fit
+from experiments import study, variants
+from experiments.variants import GROUPS, PRIOR_NETS, Group, Plateau, Variant, prior_net, stepped
+from model import STEPS, SetupNet
+from tinymnist import runs
+from tinymnist.data import HELD_OUT
+from utils import DataError, Recipe, count_parameters, evaluate, fit, validation_split
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("A", 7712), ("D", 7720), ("E", 7830), ("F", 7918)])
 def test_prior_nets_have_the_published_number_of_parameters(name, parameters):
-    assert count_parameters(build(PRIOR_NETS[name])) == parameters
+    assert count_parameters(prior_net(PRIOR_NETS[name])) == parameters
 
 
-def test_the_notation_says_the_final_net():
-    torch.manual_seed(0)
-    final = FinalNet().eval()
-    torch.manual_seed(0)
-    written = build("U2 c8pP c16p c16pP c18pP lin").eval()
-    x = torch.rand(3, 1, 28, 28)
-    assert torch.equal(final(x), written(x))
-
-
-@pytest.mark.parametrize(
-    ("line", "parameters"),
-    [
-        ("c4 GAP lin", 36 + 8 + 50),
-        ("c4p P k6 D5 GAP lin0", 36 + 8 + 24 + 12 + 60),
-        ("c4pP d6p G lin", 36 + 8 + 36 + 24 + 12 + 6 * 196 + 12 + 70),
-        ("U2 c4pO c6pO D5 lin", 36 + 8 + 216 + 12 + 6 * 36 * 10 + 10),
-        ("c4pO c4pO c4pO lin", 36 + 8 + 2 * (144 + 8) + 4 * 16 * 10 + 10),
-        ("c4pP S SP GAP lin", None),
-        ("c4pP c4pP S GAP lin", 36 + 8 + 144 + 8 + 8 + 50),
-        ("c4pP r GAP lin", 36 + 8 + 144 + 8 + 50),
-    ],
-)
-def test_each_word_of_the_notation(line, parameters):
-    if parameters is None:  # the first convolution has one input channel, and cannot be used again
-        with pytest.raises(RuntimeError):
-            build(line)(torch.zeros(2, 1, 28, 28))
-        return
-    assert count_parameters(build(line)) == parameters
-    assert build(line)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+def test_each_word_of_the_notation_is_a_layer():
+    net = prior_net("c4p P k6 D5 GAP lin")
+    unit = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    expected = [*unit, nn.MaxPool2d, *unit, nn.Dropout, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+    assert [type(layer) for layer in net] == expected
+    assert (net[0].kernel_size, net[0].padding, net[4].kernel_size) == ((3, 3), (1, 1), (1, 1))
+    assert net[7].p == 0.05
+    assert count_parameters(net) == 36 + 8 + 24 + 12 + 60
+    assert all(layer.training for layer in net)
+    assert [type(layer) for layer in prior_net("c8 lin", norm_last=True)][1:3] == [nn.ReLU, nn.BatchNorm2d]
 
 
 @pytest.mark.parametrize("word", ["c", "x8", "c8q", "D", "lin1", "GAP2"])
 def test_unknown_words_are_refused(word):
     with pytest.raises(ValueError, match=f"no layer '{word}'"):
-        build(f"c8 {word} lin")
+        prior_net(f"c8 {word} lin")
 
 
-def test_the_order_of_norm_and_activation():
-    kinds = [type(layer).__name__ for layer in build("c8pP lin")]
-    assert kinds == ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU", "Flatten", "Linear"]
-    assert [type(layer).__name__ for layer in build("c8 lin", norm_last=True)][1:3] == ["ReLU", "BatchNorm2d"]
-
-
-@pytest.mark.parametrize("group", study.GROUPS)
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_variant_answers_and_keeps_to_15_epochs(group):
-    for variant in study.GROUPS[group].variants().values():
-        assert variant.net().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-        assert variant.recipe.epochs == 15
+    for name, variant in GROUPS[group].variants().items():
+        assert variant.net().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10), name
+        assert variant.recipe.epochs == 15, name
 
 
-def test_a_change_is_one_of_the_net_or_of_the_recipe():
-    for name, variant in variants.changes().items():
-        step = STEPS[variant.step]
-        changed = [str(variant.net()) != str(step.net()), variant.recipe != step.recipe]
-        assert sum(changed) == (name != f"step{variant.step}"), name
-
-
-TRIALS_AMONG_CHANGES = {
-    "step3-no-crop": f"U {search.FIRST_NET}",
-    "step3-overlapping": "U2 c8pO c16p c16pO c18pO lin",
-    "step3": f"U2 {search.FIRST_NET}",
+# What one change of a recipe changes together; any other changes one field.
+TOGETHER = {
+    "one-cycle": {"schedule", "max_lr"},
+    "step2-one-cycle": {"schedule", "max_lr"},
+    "augmentation": {"rotation", "translation", "scale", "shear"},
+    "batch-256": {"batch_size", "max_lr", "average"},
 }
 
 
-def test_trials_among_the_changes_are_what_their_words_say():
-    assert TRIALS_AMONG_CHANGES.keys() == search.AMONG_CHANGES.keys()
-    for name, line in TRIALS_AMONG_CHANGES.items():
-        change = variants.changes()[name]
-        assert change.recipe == replace(search.FIRST_RECIPE, boldness=0.5, distillation=0.5, temperature=2.0)
-        torch.manual_seed(0)
-        net = change.net().eval()
-        torch.manual_seed(0)
-        written = build(line).eval()
-        x = torch.rand(2, 1, 28, 28)
-        assert torch.equal(net(x), written(x))
+@pytest.mark.parametrize("group", ["changes", "ladder"])
+def test_a_variant_changes_the_net_or_the_recipe_or_the_options(group):
+    members = GROUPS[group].variants()
+    for name, variant in members.items():
+        base = members[variant.base or name]
+        recipes = [asdict(v.recipe) for v in (base, variant)]
+        fields = {field for field, value in recipes[0].items() if recipes[1][field] != value}
+        assert len(fields) <= 1 or fields == TOGETHER[name], name
+        changed = [str(variant.net()) != str(base.net()), bool(fields), variant.options is not base.options]
+        assert sum(changed) == bool(variant.base), name
 
 
-def test_at_least_forty_trials_and_all_below_8000_parameters():
-    trials = search.trials()
-    assert len(trials) > 40
-    assert set(trials) >= search.MORE_SEEDS.keys()
-    assert max(count_parameters(trial.net()) for trial in trials.values()) < 8_000
-
-
-PATCHED = [(utils, "train_epoch"), (utils, "learning_rate"), (utils, "augment"), (torch.optim, "SGD")]
-PATCHED += [(F, "cross_entropy"), (augmentation, "affine_grid")]
-
-
-def patched() -> dict[str, Variant]:
-    """The variants that enter a context."""
-    every = search.trials() | variants.prior()
-    return {name: variant for name, variant in every.items() if variant.patch is not contextlib.nullcontext}
-
-
-@pytest.mark.parametrize("name", patched())
-def test_patched_variants_learn_and_leave_no_trace(name, drawn):
-    variant = patched()[name]
-    recipe = replace(variant.recipe, epochs=4, batch_size=32, max_lr=4 * variant.recipe.max_lr, average=0.0)
-    before = [getattr(module, attribute) for module, attribute in PATCHED]
-    torch.manual_seed(0)
-    net = variant.net()
-    with variant.patch():
-        assert before != [getattr(module, attribute) for module, attribute in PATCHED]
-        fit(net, recipe, drawn, progress=False)
-    assert before == [getattr(module, attribute) for module, attribute in PATCHED]
-    assert evaluate(net, drawn.test_images, drawn.test_labels)[1] > 150  # of 300; chance is 30
+def test_what_the_variants_of_each_group_are_compared_with():
+    changes, ladder, prior = (GROUPS[name].variants() for name in ("changes", "ladder", "prior"))
+    for number, step in STEPS.items():
+        assert (changes[f"step{number}"].net, changes[f"step{number}"].recipe) == (step.net, step.recipe)
+    assert all(variant.base == name.split("-")[0] for name, variant in changes.items() if variant.base)
+    assert (ladder["step2"].net, ladder["step2"].recipe) == (STEPS[2].net, STEPS[2].recipe)
+    assert ["", *ladder][:-1] == [variant.base for variant in ladder.values()]
+    for name in PRIOR_NETS:
+        published, ours = prior[f"{name}-published"], prior[f"{name}-ours"]
+        assert (ours.base, ours.recipe) == (f"{name}-published", STEPS[3].recipe)
+        assert str(ours.net()) == str(published.net())
 
 
 def test_the_rate_falls_after_the_stated_epoch():
-    with variants.stepped(8 / 15):
-        rates = [utils.learning_rate(Recipe(max_lr=1.0), step, 15) for step in range(15)]
-    assert rates == [1.0] * 8 + [0.1] * 7
+    rates = [stepped(8 / 15)(Recipe(max_lr=1.0), step, 15 * 938) for step in range(15 * 938)]
+    assert rates == [1.0] * 8 * 938 + [0.1] * 7 * 938
 
 
-def test_the_rate_falls_on_a_plateau(monkeypatch):
-    losses = iter([3.0, 2.0, 2.5, 2.1, 2.2, 1.9, 1.8, 1.8, 1.8, 1.8])
-    seen = []
-
-    def pretend(model, optimizer, images, labels, recipe, *_rest):
-        seen.append(recipe.max_lr)
-        return next(losses), 0, 0
-
-    monkeypatch.setattr(utils, "train_epoch", pretend)
-    with variants.on_plateau(patience=2):
-        for _ in range(10):
-            utils.train_epoch(None, None, None, None, Recipe(max_lr=1.0))
-    assert seen == pytest.approx([1.0] * 5 + [0.1] * 5)
+def test_the_rate_falls_on_a_plateau_of_the_training_loss():
+    plateau, recipe, seen = Plateau(patience=2), Recipe(max_lr=1.0, epochs=10), []
+    for epoch, loss in enumerate([3.0, 2.0, 2.5, 2.1, 2.2, 1.9, 1.8, 1.8, 1.8, 1.8]):
+        for step, part in enumerate((0.5, 1.5), start=2 * epoch):  # two batches whose mean it is
+            seen.append(plateau.rate(recipe, step, 20))
+            sure = torch.tensor(-part * loss).exp()
+            logits = torch.tensor([sure, *[(1 - sure) / 9] * 9]).log().expand(4, 10)
+            value = plateau.loss(logits, torch.zeros(4, dtype=torch.long), torch.arange(4))
+            assert value.item() == pytest.approx(part * loss, rel=1e-4)
+    assert seen == pytest.approx([1.0] * 10 + [0.1] * 10)
 
 
-def test_a_run_is_written_and_kept(tmp_path, monkeypatch, drawn):
+@pytest.mark.parametrize("name", ["D-published", "F-published"])
+def test_variants_with_options_learn(name, drawn):
+    variant = variants.prior()[name]
+    assert variant.options("test")
+    recipe = replace(variant.recipe, epochs=4, batch_size=20, max_lr=0.05)
+    fit(net := variant.net(), recipe, drawn, progress=False, **variant.options("test"))
+    assert evaluate(net, drawn.test_images, drawn.test_labels)[1] > 100  # of 200; chance is 20
+
+
+def test_random_seeds_and_what_they_are_judged_on():
+    jobs = study.all_jobs()
+    for group, members in GROUPS.items():
+        for name in members.variants():
+            assert [seed for *who, seed in jobs if who == [group, name]] == list(range(members.seeds))
+    assert [seed for *_, seed in jobs] == sorted(seed for *_, seed in jobs)
+    assert study.all_jobs(2) == [job for job in jobs if job[2] < 2]
+    assert [study.split_of("ladder", seed) for seed in range(7)] == [*HELD_OUT, next(iter(HELD_OUT))]
+    assert study.split_of("prior", 4) == "test"
+
+
+@pytest.fixture
+def jobs_run(tmp_path, monkeypatch, drawn):
+    """Makes the study one of two tiny variants, trained in this process; returns the jobs that are run."""
+
+    def in_this_process(function, jobs, shared, _processes):
+        for job in jobs:
+            found.append(job)
+            yield function(job, shared)
+
+    found, recipe = [], Recipe(epochs=1)
+    members = {
+        "plain": Variant("(none)", SetupNet, recipe),
+        "slow": Variant("a slow rate", SetupNet, recipe, "plain", lambda split: {"rate": lambda *_: 1e-4}),
+    }
+    monkeypatch.setattr(study, "GROUPS", {"tiny": Group(lambda: members, seeds=2)})
+    monkeypatch.setattr(study, "load_mnist", lambda: None)
+    monkeypatch.setattr(study, "load_split", lambda split: validation_split(drawn, HELD_OUT[split]))
+    monkeypatch.setattr(study, "in_processes", in_this_process)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    monkeypatch.setattr(study, "images", lambda split: drawn)
-    final = variants.changes()["step3"]
-    short = replace(final, recipe=replace(final.recipe, epochs=1))
-    monkeypatch.setitem(study.GROUPS, "changes", study.Group(lambda: {"step3": short}, True, 2))
-    taught = dict.fromkeys(study.SPLITS, np.full((1200, 10), 0.1, np.float32))
-    for seed in (0, 1):
-        study.run_one(("changes", "step3", seed), (taught, "cpu"))
-    found = study.load_study("changes", "step3")
-    assert [run["seed"] for run in found] == [0, 1]
-    assert [run["split"] for run in found] == ["validation", "validation-0"]
-    assert found[0]["history"] != found[1]["history"]
-    study.record_path("changes", "step3", 1).unlink()
-    with pytest.raises(FileNotFoundError, match=r"seed_1\.json"):
-        study.load_study("changes", "step3")
+    return found
 
 
-def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    called = []
-    monkeypatch.setattr(study, "in_processes", lambda function, jobs, *_, **__: called.extend(jobs) or [])
-    assert study.main(["changes/step1"]) == 0
-    expected = [job for job in study.all_jobs() if job[0] == "changes" and job[1].startswith("step1")]
-    assert called == expected != []
-    path = study.record_path(*expected[0])
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
-    called.clear()
-    study.main(["changes/step1"])
-    assert called == expected[1:]
+def test_a_run_says_what_was_varied_and_is_not_run_again(tmp_path, jobs_run):
+    assert study.main([]) == 0
+    assert jobs_run == [("tiny", "plain", 0), ("tiny", "slow", 0), ("tiny", "plain", 1), ("tiny", "slow", 1)]
+    paths = [study.record_path(*job) for job in jobs_run]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
+    plain, run = (json.loads(path.read_text()) for path in paths[2:])
+    expected = {"group": "tiny", "variant": "slow", "base": "plain", "change": "a slow rate", "split": "validation-0"}
+    assert (expected | {"seed": 1, "recipe": asdict(Recipe(epochs=1))}).items() <= run.items()
+    assert (run["history"][0]["train_total"], run["history"][0]["lr"]) == (500, 1e-4)
+    assert 0 < run["train_accuracy"] < 100
+    assert plain["base"] == ""
+    assert plain["history"][0]["lr"] == Recipe().max_lr
+
+    jobs_run.clear()
+    assert study.main([]) == 0
+    assert jobs_run == []
+    for path in paths:
+        path.unlink()
+    assert study.main(["tiny/slow", "--seeds", "1"]) == 0
+    assert jobs_run == [("tiny", "slow", 0)]
 
 
-def test_wrong_arguments_are_refused(capsys):
-    for arguments in (["--device", "tpu"], ["--seeds", "3"]):
-        with pytest.raises(SystemExit) as stop:
-            study.main(arguments)
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+@pytest.mark.parametrize("arguments", ["--device tpu", "--seeds 0", "--seed 1", ""])
+def test_wrong_arguments_and_missing_data_are_one_line(arguments, capsys, monkeypatch):
+    def missing():
+        raise DataError("no MNIST")
+
+    monkeypatch.setattr(study, "load_mnist", missing)
+    try:
+        code = study.main(arguments.split())
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1)

@@ -1,7 +1,9 @@
 """The command line: what it writes, what it says, and how it refuses bad input."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,13 +16,28 @@ import torch
 import train
 from model import STEPS
 from tinymnist import runs
+from tinymnist.parallel import Ranks
 from utils import evaluate, load_runs
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(autouse=True)
 def _small_drawn(monkeypatch, drawn):
     """Drawn digits, but fewer of them."""
     monkeypatch.setattr(train, "load_drawn", lambda: drawn)
+
+
+@pytest.fixture
+def small_train(tmp_path_factory) -> str:
+    """A script that does what train.py does, on fewer drawn digits."""
+    script = tmp_path_factory.mktemp("script") / "small_train.py"
+    script.write_text(
+        "import sys, train, utils\n"
+        "train.load_drawn = lambda: utils.load_drawn(600, 200)\n"
+        "if __name__ == '__main__': sys.exit(train.main())\n"
+    )
+    return str(script)
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -64,18 +81,25 @@ def test_a_run_writes_its_record_and_weights(capsys, tmp_path, drawn):
     assert run["train_accuracy"] == 100 * correct / total
 
 
-def test_seeds_are_trained_and_finished_ones_kept(capsys, tmp_path):
-    arguments = ["--step", 1, "--seeds", 2, "--epochs", 1, "--data", "drawn", "--out", tmp_path]
-    assert call(capsys, *arguments)[0] == 0
+def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        train, "in_processes", lambda function, jobs, shared, *_: (function(job, shared) for job in jobs)
+    )
+    arguments = ["--step", 1, "--seeds", 2, "--threads", 1, "--data", "drawn", "--out", tmp_path, "--epochs"]
+    assert call(capsys, *arguments, 1)[0] == 0
     files = sorted((tmp_path / "step1").glob("*.json"))
     assert [json.loads(f.read_text())["seed"] for f in files] == [0, 1]
     files[1].unlink()
     before = files[0].stat().st_mtime_ns
-    code, out, _ = call(capsys, *arguments)
+    code, out, _ = call(capsys, *arguments, 1)
     assert code == 0
-    assert files[0].stat().st_mtime_ns == before
     assert f"kept: {files[0]}" in out
+    assert files[0].stat().st_mtime_ns == before
     assert files[1].exists()
+    code, out, _ = call(capsys, *arguments, 2)
+    assert code == 0
+    assert "kept: " not in out
+    assert [len(run["history"]) for run in load_runs(tmp_path / "step1", 2)] == [2, 2]
 
 
 def test_a_seed_has_the_same_bits_alone_and_among_others(capsys, tmp_path):
@@ -111,15 +135,6 @@ def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(
     arguments = ["--step", 1, "--seeds", 20, "--data", "drawn", "--device", device, "--out", tmp_path]
     assert call(capsys, *arguments, *(["--threads", threads] if threads else []))[0] == 0
     assert seen == [(20, processes, threads or 1)]
-
-
-def test_a_kept_run_must_be_the_same_experiment(capsys, tmp_path):
-    arguments = ["--step", 1, "--seeds", 1, "--data", "drawn", "--out", tmp_path]
-    assert call(capsys, *arguments, "--epochs", 1)[0] == 0
-    code, out, _ = call(capsys, *arguments, "--epochs", 2)
-    assert code == 0
-    assert "kept: " not in out
-    assert len(load_runs(tmp_path / "step1")[0]["history"]) == 2
 
 
 def test_validation_holds_out_training_images(capsys, tmp_path):
@@ -161,26 +176,14 @@ def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn,
         assert "no verdict" in result[1]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "",
-        "--step 4",
-        "--step 0",
-        "--step three",
-        "--step 3 --epochs 0",
-        "--step 3 --seed -1",
-        f"--step 3 --seed {2**64}",
-        "--step 3 --seeds 0",
-        "--step 3 --seeds 1000000000",
-        "--step 3 --threads 0",
-        "--step 3 --threads 100000",
-        "--step 3 --seed 1 --seeds 2",
-        "--step 3 --device gpu",
-        "--step 3 --steps",
-        "--step 3 --new-teacher",
-    ],
+WRONG = (
+    ";--step 4;--step 0;--step three;--step 3 --epochs 0;--step 3 --seed -1;--step 3 --seed 18446744073709551616;"
+    "--step 3 --seeds 0;--step 3 --seeds 1000000000;--step 3 --threads 0;--step 3 --threads 100000;"
+    "--step 3 --seed 1 --seeds 2;--step 3 --device gpu;--step 3 --steps;--step 3 --new-teacher"
 )
+
+
+@pytest.mark.parametrize("arguments", WRONG.split(";"))
 def test_wrong_arguments_are_refused(capsys, tmp_path, arguments):
     result = call(capsys, *arguments.split(), "--data", "drawn", "--out", tmp_path / "out")
     error_of(result)
@@ -188,24 +191,32 @@ def test_wrong_arguments_are_refused(capsys, tmp_path, arguments):
     assert not (tmp_path / "out").exists()
 
 
-def test_devices_and_graphs_that_are_not_there_are_refused(capsys, tmp_path, monkeypatch):
+def test_what_is_not_there_is_refused(capsys, tmp_path, monkeypatch):
+    common = ("--step", 3, "--out", tmp_path, "--data")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    common = ("--step", 3, "--data", "drawn", "--out", tmp_path)
-    assert "no device 'cuda:1' here" in error_of(call(capsys, *common, "--device", "cuda:1"))
-    assert "needs a CUDA device" in error_of(call(capsys, *common, "--device", "cpu", "--graph"))
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert "no device 'cuda:1' here" in error_of(call(capsys, *common, "drawn", "--device", "cuda:1"))
+    assert "needs a CUDA device" in error_of(call(capsys, *common, "drawn", "--device", "cpu", "--graph"))
+    (tmp_path / "file").touch()
+    assert "cannot read or write MNIST" in error_of(call(capsys, *common, tmp_path / "file"))
+    monkeypatch.setattr(train, "torchrun_ranks", lambda: contextlib.nullcontext(Ranks(world=2, local_world=2)))
+    assert "use --seeds N" in error_of(call(capsys, *common, "drawn"))  # to share out
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
 
 
-def test_damaged_data_is_refused(capsys, tmp_path, monkeypatch):
-    def fail(*_args, **_kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
-    (tmp_path / "empty").mkdir()
-    error = error_of(call(capsys, "--step", 3, "--data", tmp_path / "empty", "--out", tmp_path / "out"))
-    assert "could not be downloaded" in error
-    assert "by hand" in error
-    assert not (tmp_path / "out").exists()
+def test_torchrun_shares_the_seeds_between_two_ranks_and_keeps_what_is_there(small_train, tmp_path):
+    arguments = ["--step", "1", "--data", "drawn", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert train.main([*arguments, "--seed", "1"]) == 0
+    earlier = tmp_path / "step1" / "seed_1.json"
+    before = earlier.stat().st_mtime_ns
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, small_train, *arguments, "--seeds", "4"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [run["seed"] for run in load_runs(tmp_path / "step1", 4)] == [0, 1, 2, 3]
+    # The ranks share one standard output, where a line of the one may run into a line of the other.
+    assert sorted(re.findall(r"step 1: (\d+) random seeds", done.stdout)) == ["1", "2"]
+    assert (done.stdout.count("written: "), done.stdout.count("kept: ")) == (3, 1)
+    assert earlier.stat().st_mtime_ns == before
 
 
 def test_unwritable_out_is_refused_before_training(capsys, tmp_path):
@@ -267,27 +278,26 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
 @pytest.mark.parametrize(
     ("step", "extra", "begun"), [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds")]
 )
-def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, step, extra, begun):
-    (tmp_path / f"step{step}").mkdir()
+def test_interrupted_run_leaves_nothing_half_written(small_train, tmp_path, step, extra, begun):
     earlier = tmp_path / f"step{step}" / "seed_0.json"
+    earlier.parent.mkdir()
     earlier.write_text("earlier")
-    options = ["--step", str(step), "--data", "drawn", "--epochs", "500", "--device", "cpu", "--out", str(tmp_path)]
+    options = ["--step", str(step), "--data", "drawn", "--epochs", "5000", "--device", "cpu", "--out", str(tmp_path)]
     child = subprocess.Popen(
-        [sys.executable, "train.py", *options, *extra],
-        cwd=repository,
+        [sys.executable, small_train, *options, *extra],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
         start_new_session=True,
     )
     try:
         while not child.stdout.readline().startswith(begun):
             assert child.poll() is None
-        time.sleep(0.2 if extra[0] == "--seed" else 6)  # processes have to start
+        time.sleep(1)  # with --seeds, processes are starting
         os.killpg(child.pid, signal.SIGINT)  # as Ctrl-C does
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=30)
     finally:
         child.kill()
     assert child.returncode == 130
@@ -295,16 +305,7 @@ def test_interrupted_run_leaves_nothing_half_written(repository, tmp_path, step,
     assert "Traceback" not in err
     assert [p.name for p in earlier.parent.iterdir()] == ["seed_0.json"]
     assert earlier.read_text() == "earlier"
-    deadline = time.time() + 5
-    while processes_of_group(child.pid):
-        assert time.time() < deadline
-        time.sleep(0.1)
-
-
-def processes_of_group(group: int) -> bool:
-    """Whether a process of that group is there."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    with pytest.raises(ProcessLookupError):  # no process of the group is left, or soon none
+        for _ in range(50):
+            os.killpg(child.pid, 0)
+            time.sleep(0.1)

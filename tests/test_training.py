@@ -9,21 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
-from utils import (
-    Recipe,
-    WeightAverage,
-    augment,
-    cross_entropy,
-    describe_changes,
-    evaluate,
-    fit,
-    learning_rate,
-    learning_rates,
-    normalize,
-    pick_device,
-    sgd,
-    train_epoch,
-)
+from tinymnist.average import WeightAverage
+from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
+from utils import augment, cross_entropy, evaluate, fit, normalize, pick_device, sgd, train_epoch
 
 TINY = Recipe(epochs=2, batch_size=64)
 
@@ -50,10 +38,6 @@ def numbered(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def same_state(net: nn.Module, state: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-
-
-def without_seconds(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
 
 
 def test_an_epoch_takes_each_image_once_in_a_new_order_with_its_label_and_index():
@@ -127,14 +111,6 @@ def test_schedules():
         learning_rate(Recipe(schedule="cosine"), 0, 10)
 
 
-def test_learning_rates_are_those_that_training_uses(drawn):
-    recipe = replace(TINY, schedule="one_cycle")
-    rates = learning_rates(recipe, len(drawn.train_images))
-    assert len(rates) == 2 * 10  # the last batch of an epoch is not full
-    history = fit(FinalNet(), recipe, drawn, progress=False)
-    assert [record["lr"] for record in history] == [rates[9], rates[19]]
-
-
 def test_sgd_is_set_as_the_recipe_says():
     for recipe in (Recipe(momentum=0.8, weight_decay=0.01, max_lr=0.3), Recipe(momentum=0.0)):
         optimizer = sgd(net := SetupNet(), recipe)
@@ -177,16 +153,19 @@ def test_fit_learns_drawn_digits(drawn, number):
     assert evaluate(net, drawn.test_images, drawn.test_labels)[1] == history[-1]["test_correct"]
 
 
-def test_fit_trains_by_train_epoch_and_without_an_average_evaluates_the_net_itself(drawn):
-    torch.manual_seed(0)
-    history = fit(net := FinalNet(), replace(TINY, epochs=1), drawn, progress=False)
-    torch.manual_seed(0)
-    again, generator = FinalNet().to(memory_format=torch.channels_last), torch.Generator().manual_seed(0)
-    recipe = replace(TINY, epochs=1)
-    trained = train_epoch(again, sgd(again, recipe), drawn.train_images, drawn.train_labels, recipe, 0, generator)
-    assert trained[0] == history[0]["train_loss"]
-    assert evaluate(again, drawn.test_images, drawn.test_labels)[0] == history[0]["test_loss"]
+def test_fit_trains_by_train_epoch_along_the_schedule_and_without_an_average_evaluates_the_net_itself(drawn):
+    recipe = replace(TINY, schedule="one_cycle")
+    again = copy.deepcopy(net := FinalNet()).to(memory_format=torch.channels_last)
+    history = fit(net, recipe, drawn, progress=False)
+    optimizer, generator = sgd(again, recipe), torch.Generator().manual_seed(0)
+    for epoch, record in enumerate(history):
+        trained = train_epoch(again, optimizer, drawn.train_images, drawn.train_labels, recipe, epoch, generator)
+        assert trained[0] == record["train_loss"]
+        assert evaluate(again, drawn.test_images, drawn.test_labels)[0] == record["test_loss"]
     assert same_state(net, again.state_dict())
+    rates = learning_rates(recipe, len(drawn.train_images))
+    assert len(rates) == 2 * 10  # the last batch of an epoch is not full
+    assert [record["lr"] for record in history] == [rates[9], rates[19]]
 
 
 @pytest.mark.parametrize("number", STEPS)
@@ -196,7 +175,7 @@ def test_a_seed_gives_the_same_bits_also_with_the_defaults_spelled_out(drawn, nu
         net = STEPS[number].net()
         torch.rand(len(options))  # whatever else was drawn before
         history = fit(net, replace(STEPS[number].recipe, epochs=2), drawn, seed, progress=False, **options)
-        return without_seconds(history), net
+        return [{**record, "seconds": 0} for record in history], net
 
     history, net = run(3)
     again, net_again = run(3, make_optimizer=sgd, rate=learning_rate, augment=augment, loss=cross_entropy)
@@ -292,30 +271,23 @@ def accelerators(monkeypatch):
 
 
 def test_the_best_device_is_cuda_then_another_accelerator_then_the_cpu(accelerators):
-    for there, best in (
-        ({}, "cpu"),
-        ({"xpu": 1}, "xpu"),
-        ({"mps": 1}, "mps"),
-        ({"cuda": 1, "mps": 1, "xpu": 1}, "cuda"),
-    ):
+    every = {"cuda": 1, "mps": 1, "xpu": 1}
+    for there, best in (({}, "cpu"), ({"xpu": 1}, "xpu"), ({"mps": 1}, "mps"), (every, "cuda")):
         accelerators(**there)
         assert pick_device() == pick_device("auto") == torch.device(best)
         assert pick_device("cpu") == torch.device("cpu")
 
 
-def test_a_device_that_is_not_there_is_refused(accelerators):
+def test_devices_are_taken_where_they_are_there_and_else_refused(accelerators):
     accelerators()
     for name in ("cuda", "cuda:1", "mps", "xpu"):
         with pytest.raises(ValueError, match=rf"no device '{name}' here \(\w+ devices: none\): use auto or cpu"):
+            pick_device(name)
+    for name in ("gpu", "cuda:x", "meta", ""):
+        with pytest.raises(ValueError, match=f"no device '{name}': use auto, cpu, cuda, cuda:N, mps or xpu"):
             pick_device(name)
     accelerators(cuda=2, mps=1, xpu=1)
     for name in ("cuda:1", "mps", "xpu:0"):
         assert pick_device(name) == torch.device(name)
     with pytest.raises(ValueError, match="cuda:0 to cuda:1"):
         pick_device("cuda:2")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", ""])
-def test_a_name_that_is_no_device_is_refused(name):
-    with pytest.raises(ValueError, match="use auto, cpu, cuda, cuda:N, mps or xpu"):
-        pick_device(name)

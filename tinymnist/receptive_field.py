@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tinymnist.deslant import Deslant
+from tinymnist.tables import aligned
 
 Pair = tuple[int, int]
 
@@ -128,18 +129,10 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28) -> list[Layer
 
 
 def receptive_field_table(rows: list[LayerField]) -> str:
-    """The rows as a Markdown table with aligned columns."""
-    cells = [[f.name.replace("_", " ") for f in fields(LayerField)]]
-    cells += [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in astuple(row)] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| "
-        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    """The rows as an aligned Markdown table, which reads well as plain text too."""
+    heading = [field.name.replace("_", " ") for field in fields(LayerField)]
+    cells = [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in astuple(row)] for row in rows]
+    return aligned([heading, *cells])
 
 
 class _Watch(TorchDispatchMode):

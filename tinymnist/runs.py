@@ -8,10 +8,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,13 +54,11 @@ def check_writable(folder: Path) -> None:
         pass
 
 
-def check_destination(path: Path, data: str, partial: bool = False) -> None:
-    """Raise ValueError if a run on other data than MNIST, or a partial one, would go into `results/`."""
-    if not path.resolve().is_relative_to(RESULTS):
-        return
-    if data != "mnist":
+def check_destination(path: Path, mnist: bool, full: bool = True) -> None:
+    """Raise ValueError if a run on other data than MNIST, or one that is not full, would go into `results/`."""
+    if path.resolve().is_relative_to(RESULTS) and not mnist:
         raise ValueError("results/ holds runs on MNIST only: choose another --out for drawn digits")
-    if partial:
+    if path.resolve().is_relative_to(RESULTS) and not full:
         raise ValueError("results/ holds full runs on the test set: choose another --out with --epochs or --validate")
 
 
@@ -70,15 +66,11 @@ def save_run(
     path: Path,
     model: nn.Module,
     recipe: Recipe,
-    history: list[dict[str, float | int]],
-    *,
-    seed: int,
-    device: torch.device,
+    history: list[dict[str, float]],
     fitted: tuple[float, int, int],
-    split: str = "test",
-    data: str = "mnist",
+    device: torch.device,
+    facts: Run,
     weights: bool = True,
-    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run:
     """Write a finished run as JSON and, beside it, the weights as a state dict (`.pt`).
 
@@ -86,12 +78,11 @@ def save_run(
         path: of the JSON file; folders are made.
         model: holds the weights that the last epoch evaluated.
         recipe, history: as given to and returned by `fit`.
-        seed, device: from which random seed it was trained, and where.
         fitted: what `evaluate` says of the training images, with the weights of the last epoch.
-        split: "test", or "validation" if `test_*` in the history is about held-out training images.
-        data: "mnist" or "drawn".
+        device: where it was trained.
+        facts: further entries of the record: the random seed (`seed`), what it was judged on (`split`, "test" or the
+            name of a held-out split), `data` ("mnist" or "drawn"), and what was trained.
         weights: whether to write the weights too.
-        facts: further entries of the record: what was trained.
 
     Returns:
         What was written as JSON.
@@ -100,18 +91,15 @@ def save_run(
         ValueError: a run on other data than MNIST would go into `results/`.
         OSError: the files cannot be written.
     """
-    check_destination(path, data)
+    check_destination(path, facts["data"] == "mnist")
     run = {
         **facts,
-        "seed": seed,
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": str(device),
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "commit": commit(),
-        "data": data,
-        "split": split,
         "recipe": asdict(recipe),
         "train_accuracy": 100 * fitted[1] / fitted[2],
         "history": history,

@@ -1,0 +1,113 @@
+"""Distillation: the loss, the soft labels, and the teachers that give them."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from experiments import distillation
+from experiments.distillation import Distillation, TeacherNet, soft_labels, soft_labels_of, teacher_path
+from experiments.variants import GROUPS
+from model import STEPS, FinalNet
+from tinymnist import runs
+from tinymnist.data import HELD_OUT
+from utils import Recipe, count_parameters, evaluate, fit
+
+
+class FromPixels(nn.Module):
+    """Reads the answer off the first pixel: its value is the class."""
+
+    def forward(self, x):
+        return F.one_hot((x[:, 0, 0, 0] * 0.3081 * 255).round().long(), 10) * 50.0
+
+
+def test_the_teacher_is_as_large_as_stated():
+    assert f"{count_parameters(TeacherNet()):,} parameters" in TeacherNet.__doc__
+    assert TeacherNet().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_the_loss_is_what_hinton_wrote():
+    logits, labels, indices = torch.randn(6, 10), torch.arange(6), torch.tensor([5, 0, 3, 1, 9, 7])
+    soft = torch.randn(20, 10).softmax(1)
+    hard = F.cross_entropy(logits, labels)
+    by_hand = 0.7 * hard - 0.3 * 4 * (soft[indices] * (logits / 2).log_softmax(1)).sum(1).mean()
+    found = Distillation(soft, share=0.3, temperature=2.0)(logits, labels, indices)
+    assert found.item() == pytest.approx(by_hand.item())
+    assert Distillation(soft, share=0.0)(logits, labels, indices) == hard
+
+
+def test_a_pupil_follows_its_teacher_and_not_the_labels(drawn):
+    """With all of the loss on soft labels that say the digit plus one, the net answers that."""
+    soft = torch.eye(10)[(drawn.train_labels + 1) % 10]
+    fit(net := FinalNet(), Recipe(epochs=6, batch_size=64), drawn, progress=False, loss=Distillation(soft, share=1.0))
+    assert evaluate(net, drawn.test_images, (drawn.test_labels + 1) % 10)[1] > 150  # of 200
+
+
+def test_soft_labels_are_probabilities_at_the_temperature():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1).expand(5, 28, 28)
+    teacher = FromPixels().train()
+    soft = soft_labels(teacher, images, Recipe(), temperature=1.0)
+    assert (soft.shape, soft.dtype) == ((5, 10), torch.float32)
+    assert torch.allclose(soft, torch.eye(10)[:5], atol=1e-6)
+    warm = soft_labels(teacher, images, Recipe(), temperature=100.0)
+    assert torch.allclose(warm, (torch.eye(10)[:5] * 0.5).softmax(1))
+    assert teacher.training
+
+
+def test_soft_labels_have_the_same_bits_from_any_layout_in_memory_and_number_of_threads(drawn):
+    """A net that was trained has its weights channels last, one that was loaded has them contiguous."""
+    recipe, teacher, images = STEPS[3].recipe, TeacherNet(), drawn.train_images[:64]
+    soft = soft_labels(teacher, images, recipe)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again = soft_labels(teacher.to(memory_format=torch.channels_last), images, recipe)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again, soft)
+
+
+def test_soft_labels_average_over_augmented_copies(drawn):
+    recipe, net, images = Recipe(rotation=30.0, translation=0.2), FinalNet(), drawn.train_images[:64]
+    many = soft_labels(net, images, recipe)
+    assert not torch.allclose(many, soft_labels(net, images, recipe, views=1))
+    assert torch.allclose(many.sum(1), torch.ones(64))
+
+
+def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn):
+    def in_this_process(function, jobs, shared, _processes):
+        return [trained.append(job) or function(job, shared) for job in jobs]
+
+    trained, short = [], replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1))
+    monkeypatch.setitem(STEPS, 3, short)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    monkeypatch.setattr(distillation, "load_mnist", lambda: None)
+    monkeypatch.setattr(distillation, "load_split", lambda split: drawn)
+    monkeypatch.setattr(distillation, "in_processes", in_this_process)
+    with pytest.raises(FileNotFoundError, match=r"no teacher .*python -m experiments\.distillation trains it"):
+        soft_labels_of("validation", short.recipe)
+    for split in list(HELD_OUT)[2:]:
+        teacher_path(split).parent.mkdir(parents=True, exist_ok=True)
+        teacher_path(split).with_suffix(".pt").touch()
+    assert distillation.main([]) == 0
+    assert trained == ["validation", "validation-0"]
+    teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 43_930}) for split in trained]
+    assert [teacher["seed"] for teacher in teachers] == [0, 1]
+
+    teacher = TeacherNet()
+    teacher.load_state_dict(torch.load(teacher_path("validation-0").with_suffix(".pt"), weights_only=True))
+    expected = soft_labels(copy.deepcopy(teacher), drawn.train_images, short.recipe)
+    options = GROUPS["changes"].variants()["step3-distillation"].options("validation-0")
+    assert torch.equal(options["loss"].soft, expected)
+    assert (options["loss"].share, options["loss"].temperature) == (0.5, 2.0)
+
+
+def test_wrong_arguments_are_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        distillation.main(["--seeds", "3"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)

@@ -1,0 +1,228 @@
+"""The report: what is written about the runs is what their records say, and lost evidence is named."""
+
+import itertools
+import json
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments import pictures, report, tables
+from model import STEPS
+from tinymnist import runs
+from utils import count_parameters, receptive_field
+
+COLUMNS = (
+    "group variant base seed split parameters epochs last last5_mean last5_min test_loss train_accuracy seconds "
+    "threads device hardware torch commit"
+).split()
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return pd.read_csv(runs.RESULTS / "runs.csv", keep_default_na=False, na_values={"train_accuracy": ""})
+
+
+@pytest.fixture(scope="module")
+def compared() -> pd.DataFrame:
+    return pd.read_csv(runs.RESULTS / "effects.csv").set_index(["group", "variant"])
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of results/ that the report reads and writes in place of the real one."""
+    shutil.copytree(runs.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pictures, "draw_all", lambda again: None)
+    return tmp_path / "results"
+
+
+def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
+    """What the README says in numbers, computed anew."""
+    steps = {number: frame[frame.variant == f"step{number}"].query("group == 'steps'") for number in STEPS}
+    mean = {number: f"{own['last'].mean():.2f}" for number, own in steps.items()}
+    train = {number: own.train_accuracy.mean() for number, own in steps.items()}
+    held = {n: f"{(own.last5_min >= STEPS[n].target).sum()} of {len(own)}" for n, own in steps.items()}
+    fields = {
+        n: " ".join(dict.fromkeys(str(row.receptive_field) for row in receptive_field(STEPS[n].net())[1:]))
+        for n in STEPS
+    }
+    effect = {v: compared.loc[("changes", f"step2-{v}")].round(3) for v in ("no-batchnorm", "one-cycle", "average")}
+    norm, cycle, average = effect.values()
+    small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
+    errors = json.loads((runs.RESULTS / "errors.json").read_text())
+    wrong = [20 - image["votes"][image["label"]] for image in errors["images"]]
+    return [
+        f"This net of {count_parameters(STEPS[3].net()):,} parameters",
+        *(
+            f"| {own.parameters.iloc[0]:,} | {mean[n]} ± {own['last'].std():.2f} | {STEPS[n].target:.2f} | {held[n]} |"
+            for n, own in steps.items()
+        ),
+        *(f"**Target: {step.target:.2f}" for step in STEPS.values()),
+        f"{mean[1]} on average over five random seeds. Receptive field: {fields[1]}.",
+        f"classifies {train[1]:.2f} % of the training images correctly, "
+        f"{train[1] - steps[1]['last'].mean():.2f} points more",
+        f"{mean[2]} on average over five random seeds. Receptive field: {fields[2]}.",
+        f"falls by {-norm.last5_mean:.3f} points (95 % interval {-norm.last5_mean_high:.3f} to "
+        f"{-norm.last5_mean_low:.3f})",
+        f"now fits {train[2]:.2f} % of the training images",
+        f"{mean[3]} on average over twenty random seeds; the lowest of all their last five epochs is "
+        f"{steps[3].last5_min.min():.2f}. Receptive field: {fields[3]}.",
+        f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
+        f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
+        f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
+        f"a net of {small.index[small].min():,} parameters holds 99.40",
+        f"at {small.index[small.index < small.index[small].min()].max():,} it fails from some",
+    ]
+
+
+def test_every_number_of_the_readme_is_that_of_the_records(frame, compared, repository):
+    text = (repository / "README.md").read_text()
+    wrong = [sentence for sentence in sentences(frame, compared) if sentence not in text]
+    assert not wrong, "the records say otherwise: " + " / ".join(wrong)
+    for sentence in sentences(frame, compared):
+        text = text.replace(sentence, "")
+    measured = re.findall(r"\d+\.\d\d+\b(?! or newer)", text.replace("99.40", ""))
+    assert measured == [], "add these numbers to `sentences`"
+
+
+def test_prose_of_the_notebooks_has_no_measured_number(repository):
+    for name in ("Step1_Setup", "Step2_Regularize", "Step3_Final"):
+        cells = nbformat.read(repository / f"{name}.ipynb", as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        prose = re.sub(r"\]\([^)]*\)|`[^`]*`|\b9[89]\.[04]0 %", "", prose)
+        assert re.findall(r"\d+\.\d\d+\b", prose) == [], name
+
+
+def test_what_the_text_says_in_words(frame, compared):
+    earlier = compared.loc["earlier"]
+    assert len(earlier) == 30
+    assert earlier.pairs.eq(5).all()
+    assert earlier.p.min() > 0.05
+    changes = compared.loc["changes"]
+    assert (changes.loc[["step2-one-cycle", "step2-average"], "p"] < 0.05).all()
+    assert changes.loc["step2-no-batchnorm", "p"] < 0.05
+    for name in "no-dropout dropout-10 dropout-20 big-kernel final-net deslant augmentation".split():
+        row = changes.loc[f"step2-{name}"]
+        assert row.last5_mean_low < 0 < row.last5_mean_high, name
+    for name in "batchnorm dropout-5 dropout-10 dropout-25".split():
+        row = changes.loc[f"step1-{name}"]
+        assert row.last5_mean_low > 0, name
+        assert row.test_loss_high < 0, name
+    low = changes.loc["step1-gap"]
+    assert low.last5_mean_low < 0 < low.last5_mean_high
+    assert changes.loc["step2-weight-decay", "last5_mean_high"] < 0
+    prior = frame[frame.group == "prior"]
+    assert (prior[prior.variant.str.endswith("earlier")].last5_min >= 99.4).sum() == 12
+    assert (prior[prior.variant.str.endswith("published")].last5_min < 99.4).all()
+    gap = {
+        n: own.train_accuracy.mean() - own["last"].mean() for n, own in frame[frame.group == "steps"].groupby("variant")
+    }
+    assert gap["step1"] > gap["step2"] > gap["step3"] > 0
+
+
+def test_published_runs_are_complete_and_on_the_test_set(frame):
+    for number, count in {1: 5, 2: 5, 3: 20}.items():
+        published = runs.load_runs(f"step{number}", count)
+        assert published == runs.load_runs(f"step{number}")  # none is left out
+        assert len({run["commit"] for run in published}) == 1
+        for run in published:
+            assert (run["step"], run["data"], run["split"], run["device"]) == (number, "mnist", "test", "cpu")
+            assert {(r["train_total"], r["test_total"]) for r in run["history"]} == {(60_000, 10_000)}
+    assert not frame.commit.str.endswith("-dirty").any()
+    assert frame.epochs.eq(15).all()
+    assert frame[frame.group.isin(["ladder", "changes", "earlier", "search", "sizes"])].split.ne("test").all()
+
+
+def test_the_runs_are_a_table_with_a_row_per_record(frame):
+    assert list(frame.columns) == COLUMNS
+    assert len(frame) == len(list(runs.RESULTS.glob("**/seed_*.json")))
+    assert not frame.duplicated(["group", "variant", "seed"]).any()
+    run = json.loads((runs.RESULTS / "step3" / "seed_7.json").read_text())
+    row = frame[(frame.group == "steps") & (frame.variant == "step3") & (frame.seed == 7)].iloc[0]
+    last = [record["test_correct"] / 100 for record in run["history"][-5:]]
+    assert [row["last"], row.last5_mean, row.last5_min] == pytest.approx([last[-1], np.mean(last), min(last)])
+    assert row.train_accuracy == pytest.approx(run["train_accuracy"], abs=1e-3)
+
+
+def test_a_second_report_is_the_same_to_the_byte(copied):
+    assert report.main([]) == 0
+    first = {path.name: path.read_bytes() for path in copied.glob("*.*")}
+    assert report.main([]) == 0
+    assert first == {path.name: path.read_bytes() for path in copied.glob("*.*")}
+    assert report.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("step3/seed_13.json", 'steps/step3, seed 13, has no record: "The three steps" has lost its evidence'),
+        ("study/changes/step2-no-dropout/seed_3.json", '"Single changes of Step 2" has lost its evidence'),
+        ("study/search/gelu/seed_0.json", 'search/gelu, seed 0, has no record: "The search" has lost its evidence'),
+        ("bench_cpu.json", "bench_cpu.json"),
+    ],
+)
+def test_lost_evidence_is_named(copied, capsys, file, says):
+    (copied / file).unlink()
+    assert report.main(["--check"]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_another_result_is_noticed(copied, capsys):
+    path = copied / "step3" / "seed_1.json"
+    run = json.loads(path.read_text())
+    run["history"][-1]["test_correct"] -= 100
+    path.write_text(json.dumps(run))
+    assert report.main(["--check"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "results/runs.csv differs from the records: make report",
+        "results/README.md differs from the records: make report",
+    ]
+
+
+def test_a_paired_interval_is_that_of_scipy():
+    difference, split = pd.Series([0.1, -0.05, 0.2, 0.15, 0.0]), pd.Series(list("abcde"))
+    mean, low, high, p = tables.paired(difference, split)
+    expected = stats.ttest_1samp(difference, 0)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert (mean, p) == pytest.approx((difference.mean(), expected.pvalue))
+    assert np.isnan(tables.paired(difference[:1], split[:1])[1:]).all()
+
+
+def test_sixths_are_blocks_where_each_has_several_pairs():
+    split = pd.Series(list("aabbcc"))
+    shifted = pd.Series([1.0, 1.2, -3.0, -2.8, 5.0, 5.2])  # the sixths differ widely, the pairs within them do not
+    mean, low, high, _ = tables.paired(shifted, split)
+    assert mean == pytest.approx(1.1)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 3) * np.sqrt(0.06 / 3 / 6))
+
+
+def test_holm():
+    corrected = tables.holm(pd.Series([0.01, 0.04, np.nan, 0.03], index=list("abcd")))
+    assert corrected.dropna().to_dict() == pytest.approx({"a": 0.03, "b": 0.06, "d": 0.06})
+    assert np.isnan(corrected["c"])
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_every_picture_can_be_drawn_and_is_shown_with_its_alt_text(name, repository):
+    assert pictures.svg(pictures.PICTURES[name]).startswith(b"<?xml")
+    assert (runs.RESULTS / name).exists()
+    shown = re.findall(rf"!\[([^\]]+)\]\(results/{re.escape(name)}\)", (repository / "README.md").read_text())
+    assert len(shown) == 1
+    assert len(shown[0]) > 40
+
+
+def test_every_section_has_runs_and_a_short_text(frame):
+    labelled = tables.read_runs()
+    headings = [heading for heading, *_ in report.SECTIONS]
+    assert len(set(headings)) == len(headings)
+    for heading, text, pick, functions in report.SECTIONS:
+        assert 1 <= len(re.findall(r"[.!](?: |$)", text)) <= 3, heading
+        for table in functions if len(pick(labelled)) else ():
+            assert table(pick(labelled)).count("\n") >= 2, heading
+    picked = list(itertools.chain.from_iterable(pick(labelled).index for _, _, pick, _ in report.SECTIONS))
+    assert set(labelled.index) - set(picked) == set(), "runs that no table shows"
