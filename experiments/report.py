@@ -72,17 +72,17 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     ),
     (
         "Single changes of the earlier Step 3",
-        "An earlier Step 3 also had soft labels from a teacher of 43,930 parameters and a random boldness of the "
-        "strokes; each line changes one thing of it. Most intervals hold zero: with five pairs, an effect below some "
-        "0.05 points cannot be told from none.",
+        "An earlier Step 3 also had soft labels from a wider net, the teacher, and a random boldness of the strokes; "
+        "each line changes one thing of it. Most intervals hold zero: there, five pairs cannot tell whether the change "
+        "helps or hurts.",
         groups("earlier"),
         [effects_table],
     ),
     (
         "The search",
         "Variants tried on the way to the earlier Step 3, against the start of the search on the same held-out "
-        "images; *all three* means boldness, soft labels and deslanting. From pair to pair such a difference scatters "
-        "by 0.07 points, so one or three runs show what hurts, but not which of the better ones is best.",
+        "images; *all three* means boldness, soft labels and deslanting. One or three pairs show what hurts, but not "
+        "which of the better ones is best.",
         groups("search"),
         [effects_table],
     ),

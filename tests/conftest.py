@@ -1,7 +1,9 @@
 """Shared fixtures: digits drawn in the test, and real MNIST where it is there."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,19 @@ def mnist() -> Digits:
             pytest.fail(message)
         pytest.skip(message)
     return load_mnist()
+
+
+@pytest.fixture
+def in_this_process() -> Callable[..., Iterator[Any]]:
+    """Stands in for `in_processes`: one job after the other in this process; `in_this_process.jobs` are those begun."""
+
+    def run(function: Callable[[Any, Any], Any], jobs: list[Any], shared: Any, *_: int) -> Iterator[Any]:
+        for job in jobs:
+            run.jobs.append(job)
+            yield function(job, shared)
+
+    run.jobs = []
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @needs_cuda
 @pytest.mark.parametrize("number", STEPS)
 def test_the_graph_does_what_the_plain_loop_does(drawn, number):
-    recipe, histories = replace(STEPS[number].recipe, epochs=4), []  # four batches of 128 and one of 88
-    for graph in (False, True):
-        torch.manual_seed(0)
-        histories.append(fit(STEPS[number].net(), recipe, drawn, 3, "cuda", progress=False, graph=graph))
+    recipe, net = replace(STEPS[number].recipe, epochs=4), STEPS[number].net()  # four batches of 128 and one of 88
+    nets = [(copy.deepcopy(net), graph) for graph in (False, True)]
+    histories = [fit(net, recipe, drawn, 3, "cuda", progress=False, graph=graph) for net, graph in nets]
     for key, tolerance in (("lr", 0), ("train_loss", 1e-3), ("test_loss", 1e-2)):
         plain, graphed = ([record[key] for record in history] for history in histories)
         assert graphed == pytest.approx(plain, rel=tolerance), key
@@ -31,13 +30,11 @@ def test_the_graph_does_what_the_plain_loop_does(drawn, number):
 @needs_cuda
 @pytest.mark.parametrize("graph", [False, True])
 def test_the_same_seed_gives_the_same_bits_on_cuda(drawn, graph):
-    states = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        net = FinalNet()
+    nets = [FinalNet()]
+    nets.append(copy.deepcopy(nets[0]))
+    for net in nets:
         fit(net, replace(STEPS[3].recipe, epochs=3), drawn, 3, "cuda", progress=False, graph=graph)
-        states.append(net.state_dict())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert all(map(torch.equal, *(net.state_dict().values() for net in nets)))
 
 
 @needs_cuda
@@ -49,11 +46,8 @@ def test_evaluation_takes_images_from_the_cpu(drawn):
 
 
 def test_a_graph_needs_a_cuda_device(drawn):
-    net = FinalNet()
-    before = copy.deepcopy(net).state_dict()
     with pytest.raises(ValueError, match="graph=True needs a CUDA device, not cpu"):
-        fit(net, Recipe(), drawn, progress=False, graph=True)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        fit(FinalNet(), Recipe(), drawn, progress=False, graph=True)
 
 
 @pytest.fixture
@@ -80,26 +74,29 @@ def replayed(monkeypatch):
     return sizes
 
 
+def state_of(net: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of the weights and statistics, and the state of the random numbers."""
+    return [*(value.clone() for value in net.state_dict().values()), torch.get_rng_state()]
+
+
 @pytest.mark.usefixtures("replayed")
 def test_capturing_leaves_weights_statistics_and_random_numbers_as_they_were(drawn):
-    net = RegularizedNet()
-    before, random_state = copy.deepcopy(net).state_dict(), torch.get_rng_state()
+    before = state_of(net := RegularizedNet())
     GraphedNet(net, normalize(drawn.train_images[:64]))
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(map(torch.equal, state_of(net), before))
 
 
 def test_only_whole_batches_are_replayed_and_the_net_itself_is_trained(drawn, replayed):
-    results, recipe = [], Recipe(epochs=2, batch_size=128)
-    nets = [net := RegularizedNet(), copy.deepcopy(net)]
-    for net, wrap in zip(nets, (lambda net, batch: net, GraphedNet), strict=True):
-        torch.manual_seed(1)  # for dropout
+    results, states, recipe = [], [], Recipe(epochs=2, batch_size=128)
+    for wrap in (lambda net, batch: net, GraphedNet):
+        torch.manual_seed(0)
+        net, generator = RegularizedNet(), torch.Generator().manual_seed(0)
         trained, optimizer = wrap(net, normalize(drawn.train_images[:128])), sgd(net, recipe)
         for epoch in range(2):
-            generator = torch.Generator().manual_seed(epoch)
             images, labels, test_images, test_labels = drawn
             results.append(train_epoch(trained, optimizer, images, labels, recipe, epoch, generator))
             results.append(evaluate(trained, test_images, test_labels, batch_size=128))
+        states.append(state_of(net))
     assert results[:4] == results[4:]
-    assert all(torch.equal(value, nets[1].state_dict()[name]) for name, value in nets[0].state_dict().items())
+    assert all(map(torch.equal, *states))
     assert replayed == [128] * 4 * 2  # of 600 images: four whole batches and one of 88; none of the evaluation

@@ -124,30 +124,27 @@ def test_root_that_is_a_file_is_refused(tmp_path):
         load_mnist(tmp_path / "file")
 
 
-def test_validation_split_takes_the_last_sixth():
-    images, labels = torch.arange(12).view(12, 1, 1).expand(12, 28, 28), torch.arange(12)
-    split = validation_split(Digits(images, labels, images[:3], labels[:3]))
-    assert split.train_labels.tolist() == list(range(10))
-    assert split.test_labels.tolist() == split.test_images[:, 0, 0].tolist() == [10, 11]
-
-
-def test_the_parts_of_the_validation_split_cover_the_training_images():
-    images, labels = torch.arange(60).view(60, 1, 1), torch.arange(60)
-    digits = Digits(images, labels, images[:3], labels[:3])
-    held_out = [validation_split(digits, part).test_labels.tolist() for part in range(6)]
-    assert [label for labels in held_out for label in labels] == list(range(60))
-    for part, found in enumerate(held_out):
-        split = validation_split(digits, part)
-        assert split.test_images.flatten().tolist() == found
-        assert sorted(split.train_labels.tolist() + found) == list(range(60))
-        assert split.train_images.flatten().tolist() == split.train_labels.tolist()
+def test_each_split_holds_out_a_sixth_of_the_training_images(monkeypatch):
+    images, labels = torch.arange(62).view(62, 1, 1), torch.arange(62)  # two more than can be shared out
+    digits, held_out = Digits(images, labels, images[:3], labels[:3]), []
+    monkeypatch.setattr(data, "load_mnist", lambda: digits)
+    assert data.load_split("test") is digits
+    for name, part in data.HELD_OUT.items():
+        train_images, train_labels, test_images, test_labels = split = data.load_split(name)
+        assert all(map(torch.equal, split, validation_split(digits, part)))
+        assert train_images.flatten().tolist() == train_labels.tolist()
+        assert test_images.flatten().tolist() == test_labels.tolist()
+        assert sorted(train_labels.tolist() + test_labels.tolist()) == list(range(62))
+        held_out.append(test_labels.tolist())
+    assert next(iter(data.HELD_OUT)) == "validation"
+    assert held_out[0] == validation_split(digits).test_labels.tolist() == list(range(52, 62))  # the last sixth
+    assert sorted(label for labels in held_out for label in labels) == list(range(2, 62))
 
 
 def test_validation_split_of_mnist(mnist):
     split = validation_split(mnist)
-    assert len(split.train_images) == 50_000
+    assert (len(split.train_images), len(split.test_labels)) == (50_000, 10_000)
     assert torch.equal(split.test_images, mnist.train_images[-10_000:])
-    assert torch.equal(split.test_labels, mnist.train_labels[-10_000:])
 
 
 def test_drawn_digits_have_the_form_of_mnist():

@@ -78,11 +78,8 @@ def test_soft_labels_average_over_augmented_copies(drawn):
     assert torch.allclose(many.sum(1), torch.ones(64))
 
 
-def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn):
-    def in_this_process(function, jobs, shared, _processes):
-        return [trained.append(job) or function(job, shared) for job in jobs]
-
-    trained, short = [], replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1))
+def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn, in_this_process):
+    short, trained = replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1)), in_this_process.jobs
     monkeypatch.setitem(STEPS, 3, short)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(distillation, "load_mnist", lambda: None)

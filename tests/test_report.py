@@ -51,7 +51,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         n: " ".join(dict.fromkeys(str(row.receptive_field) for row in receptive_field(STEPS[n].net())[1:]))
         for n in STEPS
     }
-    effect = {v: compared.loc[("changes", f"step2-{v}")].round(3) for v in ("no-batchnorm", "one-cycle", "average")}
+    effect = {v: compared.loc[("changes", f"step2-{v}")] for v in ("no-batchnorm", "one-cycle", "average")}
     norm, cycle, average = effect.values()
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
     errors = json.loads((runs.RESULTS / "errors.json").read_text())

@@ -116,16 +116,8 @@ def test_random_seeds_and_what_they_are_judged_on():
     assert study.split_of("prior", 4) == "test"
 
 
-@pytest.fixture
-def jobs_run(tmp_path, monkeypatch, drawn):
-    """Makes the study one of two tiny variants, trained in this process; returns the jobs that are run."""
-
-    def in_this_process(function, jobs, shared, _processes):
-        for job in jobs:
-            found.append(job)
-            yield function(job, shared)
-
-    found, recipe = [], Recipe(epochs=1)
+def test_a_run_says_what_was_varied_and_is_not_run_again(tmp_path, monkeypatch, drawn, in_this_process):
+    recipe, jobs = Recipe(epochs=1), in_this_process.jobs
     members = {
         "plain": Variant("(none)", SetupNet, recipe),
         "slow": Variant("a slow rate", SetupNet, recipe, "plain", lambda split: {"rate": lambda *_: 1e-4}),
@@ -135,29 +127,25 @@ def jobs_run(tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(study, "load_split", lambda split: validation_split(drawn, HELD_OUT[split]))
     monkeypatch.setattr(study, "in_processes", in_this_process)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    return found
-
-
-def test_a_run_says_what_was_varied_and_is_not_run_again(tmp_path, jobs_run):
     assert study.main([]) == 0
-    assert jobs_run == [("tiny", "plain", 0), ("tiny", "slow", 0), ("tiny", "plain", 1), ("tiny", "slow", 1)]
-    paths = [study.record_path(*job) for job in jobs_run]
+    assert jobs == [("tiny", "plain", 0), ("tiny", "slow", 0), ("tiny", "plain", 1), ("tiny", "slow", 1)]
+    paths = [study.record_path(*job) for job in jobs]
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
     plain, run = (json.loads(path.read_text()) for path in paths[2:])
     expected = {"group": "tiny", "variant": "slow", "base": "plain", "change": "a slow rate", "split": "validation-0"}
-    assert (expected | {"seed": 1, "recipe": asdict(Recipe(epochs=1))}).items() <= run.items()
+    assert (expected | {"seed": 1, "data": "mnist", "recipe": asdict(recipe)}).items() <= run.items()
     assert (run["history"][0]["train_total"], run["history"][0]["lr"]) == (500, 1e-4)
     assert 0 < run["train_accuracy"] < 100
     assert plain["base"] == ""
     assert plain["history"][0]["lr"] == Recipe().max_lr
 
-    jobs_run.clear()
+    jobs.clear()
     assert study.main([]) == 0
-    assert jobs_run == []
+    assert jobs == []
     for path in paths:
         path.unlink()
     assert study.main(["tiny/slow", "--seeds", "1"]) == 0
-    assert jobs_run == [("tiny", "slow", 0)]
+    assert jobs == [("tiny", "slow", 0)]
 
 
 @pytest.mark.parametrize("arguments", ["--device tpu", "--seeds 0", "--seed 1", ""])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tinymnist import runs
 from tinymnist.parallel import Ranks
 from utils import evaluate, load_runs
 
+SMALL = "import sys, train, utils; train.load_drawn = lambda: utils.load_drawn(600, 200); sys.exit(train.main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
@@ -26,18 +28,6 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERE
 def _small_drawn(monkeypatch, drawn):
     """Drawn digits, but fewer of them."""
     monkeypatch.setattr(train, "load_drawn", lambda: drawn)
-
-
-@pytest.fixture
-def small_train(tmp_path_factory) -> str:
-    """A script that does what train.py does, on fewer drawn digits."""
-    script = tmp_path_factory.mktemp("script") / "small_train.py"
-    script.write_text(
-        "import sys, train, utils\n"
-        "train.load_drawn = lambda: utils.load_drawn(600, 200)\n"
-        "if __name__ == '__main__': sys.exit(train.main())\n"
-    )
-    return str(script)
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -81,10 +71,8 @@ def test_a_run_writes_its_record_and_weights(capsys, tmp_path, drawn):
     assert run["train_accuracy"] == 100 * correct / total
 
 
-def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        train, "in_processes", lambda function, jobs, shared, *_: (function(job, shared) for job in jobs)
-    )
+def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(train, "in_processes", in_this_process)
     arguments = ["--step", 1, "--seeds", 2, "--threads", 1, "--data", "drawn", "--out", tmp_path, "--epochs"]
     assert call(capsys, *arguments, 1)[0] == 0
     files = sorted((tmp_path / "step1").glob("*.json"))
@@ -102,39 +90,50 @@ def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_pat
     assert [len(run["history"]) for run in load_runs(tmp_path / "step1", 2)] == [2, 2]
 
 
-def test_a_seed_has_the_same_bits_alone_and_among_others(capsys, tmp_path):
-    common = ["--step", 2, "--epochs", 1, "--data", "drawn", "--device", "cpu"]
+def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp_path):
+    arguments = ["--step", "2", "--data", "drawn", "--epochs", "1", "--device", "cpu", "--out"]
+    alone, shared = (tmp_path / name / "step2" for name in ("alone", "shared"))
     before = torch.get_num_threads()
     try:
-        assert call(capsys, *common, "--seed", 1, "--threads", 1, "--out", tmp_path / "alone")[0] == 0
+        for seed in (0, 1):
+            assert call(capsys, *arguments, tmp_path / "alone", "--threads", 1, "--seed", seed)[0] == 0
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    assert call(capsys, *common, "--seeds", 2, "--out", tmp_path / "among")[0] == 0
-    found = [json.loads((tmp_path / name / "step2" / "seed_1.json").read_text()) for name in ("alone", "among")]
-    for run in found:
+    shared.mkdir(parents=True)
+    shutil.copy(alone / "seed_1.json", shared)
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*torchrun, sys.executable, "-c", SMALL, *arguments, str(tmp_path / "shared"), "--seeds", "3"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # The ranks share one standard output, where a line of the one may run into a line of the other.
+    assert re.findall(r"step 2: (\d+) random seeds", done.stdout) == ["1", "1"]
+    assert (done.stdout.count("written: "), done.stdout.count("kept: ")) == (2, 1)
+    assert not (shared / "seed_1.pt").exists()
+    assert [run["seed"] for run in load_runs(shared, 3)] == [0, 1, 2]
+    runs_of_0 = [load_runs(folder)[0] for folder in (alone, shared)]
+    for run in runs_of_0:
         assert run["threads"] == 1
         del run["history"][0]["seconds"]
-    assert found[0] == found[1]
-    weights = [torch.load(tmp_path / name / "step2" / "seed_1.pt") for name in ("alone", "among")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert runs_of_0[0] == runs_of_0[1]
+    weights = [torch.load(folder / "seed_0.pt").values() for folder in (alone, shared)]
+    assert all(map(torch.equal, *weights))
 
 
-@pytest.mark.parametrize(
-    ("device", "threads", "processes"), [("cpu", None, 8), ("cpu", 3, 2), ("cpu", 9, 1), ("cuda", None, 4)]
-)
-def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(
-    capsys, tmp_path, monkeypatch, device, threads, processes
-):
+def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(capsys, tmp_path, monkeypatch):
+    def pretend(_function, jobs, _shared, processes, threads):
+        seen.append((len(jobs), processes, threads))
+        return []
+
     seen = []
+    monkeypatch.setattr(train, "in_processes", pretend)
     monkeypatch.setattr(train, "pick_device", torch.device)
-    monkeypatch.setattr(
-        train, "in_processes", lambda _function, jobs, _shared, *how: seen.append((len(jobs), *how)) or []
-    )
     monkeypatch.setattr(train, "cores", lambda: 8)
-    arguments = ["--step", 1, "--seeds", 20, "--data", "drawn", "--device", device, "--out", tmp_path]
-    assert call(capsys, *arguments, *(["--threads", threads] if threads else []))[0] == 0
-    assert seen == [(20, processes, threads or 1)]
+    for device, *extra in (("cpu",), ("cpu", "--threads", 3), ("cpu", "--threads", 9), ("cuda",)):
+        arguments = ["--step", 1, "--seeds", 20, "--data", "drawn", "--out", tmp_path, "--device", device]
+        assert call(capsys, *arguments, *extra)[0] == 0
+    assert seen == [(20, 8, 1), (20, 2, 3), (20, 1, 9), (20, 4, 1)]
 
 
 def test_validation_holds_out_training_images(capsys, tmp_path):
@@ -203,22 +202,6 @@ def test_what_is_not_there_is_refused(capsys, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
 
 
-def test_torchrun_shares_the_seeds_between_two_ranks_and_keeps_what_is_there(small_train, tmp_path):
-    arguments = ["--step", "1", "--data", "drawn", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert train.main([*arguments, "--seed", "1"]) == 0
-    earlier = tmp_path / "step1" / "seed_1.json"
-    before = earlier.stat().st_mtime_ns
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, small_train, *arguments, "--seeds", "4"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [run["seed"] for run in load_runs(tmp_path / "step1", 4)] == [0, 1, 2, 3]
-    # The ranks share one standard output, where a line of the one may run into a line of the other.
-    assert sorted(re.findall(r"step 1: (\d+) random seeds", done.stdout)) == ["1", "2"]
-    assert (done.stdout.count("written: "), done.stdout.count("kept: ")) == (3, 1)
-    assert earlier.stat().st_mtime_ns == before
-
-
 def test_unwritable_out_is_refused_before_training(capsys, tmp_path):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "taken").mkdir()
@@ -278,13 +261,13 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
 @pytest.mark.parametrize(
     ("step", "extra", "begun"), [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds")]
 )
-def test_interrupted_run_leaves_nothing_half_written(small_train, tmp_path, step, extra, begun):
+def test_interrupted_run_leaves_nothing_half_written(tmp_path, step, extra, begun):
     earlier = tmp_path / f"step{step}" / "seed_0.json"
     earlier.parent.mkdir()
     earlier.write_text("earlier")
     options = ["--step", str(step), "--data", "drawn", "--epochs", "5000", "--device", "cpu", "--out", str(tmp_path)]
     child = subprocess.Popen(
-        [sys.executable, small_train, *options, *extra],
+        [sys.executable, "-c", SMALL, *options, *extra],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -305,7 +288,10 @@ def test_interrupted_run_leaves_nothing_half_written(small_train, tmp_path, step
     assert "Traceback" not in err
     assert [p.name for p in earlier.parent.iterdir()] == ["seed_0.json"]
     assert earlier.read_text() == "earlier"
-    with pytest.raises(ProcessLookupError):  # no process of the group is left, or soon none
-        for _ in range(50):
+    for _ in range(50):
+        try:
             os.killpg(child.pid, 0)
-            time.sleep(0.1)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process is left")
