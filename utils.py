@@ -209,7 +209,6 @@ def fit(
     train_images, train_labels, test_images, test_labels = (t.to(device) for t in digits)
     # Channels last is faster for these convolutions on a CPU: pooling and BatchNorm run along the channels.
     model.to(device).to(memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
-    trained = GraphedNet(model, normalize(train_images[: recipe.batch_size])) if graph else model
     optimizer = make_optimizer(model, recipe)
     average = WeightAverage(model, recipe.average) if recipe.average else None
     tested = average.model if average else model
@@ -218,6 +217,7 @@ def fit(
         tqdm(total=steps, desc=f"seed {seed}", unit="step", mininterval=0.5, disable=not progress) as bar,
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
+        trained = GraphedNet(model, normalize(train_images[: recipe.batch_size])) if graph else model
 
         def after_step(step: int) -> None:
             if average:

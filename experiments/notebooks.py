@@ -37,7 +37,7 @@ def execute(name: str, folder: Path) -> None:
         resources={"metadata": {"path": str(REPOSITORY)}},
     )
     client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
-    notebook.metadata.language_info = {"name": "python"}
+    notebook.metadata.language_info = {"name": "python", "file_extension": ".py"}
     write_atomically(folder / name, (nbformat.writes(notebook) + "\n").encode())
     print(f"executed: {folder / name}", flush=True)
 

@@ -47,10 +47,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     mean = {number: f"{own['last'].mean():.2f}" for number, own in steps.items()}
     train = {number: own.train_accuracy.mean() for number, own in steps.items()}
     held = {n: f"{(own.last5_min >= STEPS[n].target).sum()} of {len(own)}" for n, own in steps.items()}
-    fields = {
-        n: " ".join(dict.fromkeys(str(row.receptive_field) for row in receptive_field(STEPS[n].net())[1:]))
-        for n in STEPS
-    }
+    layers = {n: [row for row in receptive_field(step.net()) if row.kernel != 1] for n, step in STEPS.items()}
+    fields = {n: " ".join(str(row.receptive_field) for row in rows) for n, rows in layers.items()}
     effect = {v: compared.loc[("changes", f"step2-{v}")] for v in ("no-batchnorm", "one-cycle", "average")}
     norm, cycle, average = effect.values()
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
@@ -59,7 +57,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     return [
         f"This net of {count_parameters(STEPS[3].net()):,} parameters",
         *(
-            f"| {own.parameters.iloc[0]:,} | {mean[n]} ± {own['last'].std():.2f} | {STEPS[n].target:.2f} | {held[n]} |"
+            f"| {own.parameters.iloc[0]:,} | {mean[n]} ± {own['last'].std():.2f} | {STEPS[n].target:.2f}: {held[n]} |"
             for n, own in steps.items()
         ),
         *(f"**Target: {step.target:.2f}" for step in STEPS.values()),
