@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from model import STEPS
 from tinymnist.cli import OneLineParser, whole_number
-from tinymnist.parallel import Ranks, cores, in_processes, torchrun_ranks
+from tinymnist.parallel import Ranks, in_processes, processes_at_once, torchrun_ranks
 from tinymnist.runs import Run, check_destination, check_writable, last_accuracies, meets, read_run, save_run
 from utils import (
     DataError,
@@ -40,8 +40,6 @@ from utils import (
     receptive_field_table,
     validation_split,
 )
-
-ON_ACCELERATOR = 4  # processes that share a GPU; a guess, not measured
 
 
 def parser() -> OneLineParser:
@@ -170,9 +168,7 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
     found = {seed: read_run(record_path(options, seed), expected_run(options, seed)) for seed in seeds}
     kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
     mine = ranks.share([seed for seed in found if seed not in kept])
-    processes = max(1, cores() // ranks.local_world // threads)
-    if device.type != "cpu":
-        processes = min(processes, ON_ACCELERATOR)
+    processes = processes_at_once(device, threads, ranks.local_world)
     if mine:
         print(f"step {options.step}: {len(mine)} random seeds, {min(processes, len(mine))} at a time, on {device}")
     verdicts: dict[int, bool | None] = {}
@@ -217,6 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.summary:
             show_summary(options.step)
             return 0
+        if options.graph and pick_device(options.device).type != "cuda":
+            raise ValueError("--graph needs a CUDA device: leave it out, or choose --device cuda")
         full = options.split == "test" and recipe_of(options) == STEPS[options.step].recipe
         check_destination(options.out, options.data != "drawn", full)
         with torchrun_ranks() as ranks:

@@ -23,7 +23,7 @@ from experiments.variants import GROUPS
 from tinymnist import runs
 from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.data import HELD_OUT, load_split
-from tinymnist.parallel import cores, in_processes
+from tinymnist.parallel import in_processes, processes_at_once
 from utils import DataError, evaluate, fit, load_mnist, pick_device
 
 Job = tuple[str, str, int]
@@ -71,12 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
     try:
-        device = str(pick_device(options.device))
+        device = pick_device(options.device)
         load_mnist()
         jobs = [job for job in all_jobs(options.seeds) if not record_path(*job).exists()]
         if options.words:
             jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
-        for _ in tqdm(in_processes(run_job, jobs, device, cores()), total=len(jobs), unit="run", smoothing=0):
+        for _ in tqdm(
+            in_processes(run_job, jobs, str(device), processes_at_once(device)),
+            total=len(jobs),
+            unit="run",
+            smoothing=0,
+        ):
             pass
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)

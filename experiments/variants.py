@@ -234,10 +234,10 @@ class Plateau:
     def rate(self, recipe: Recipe, step: int, total_steps: int) -> float:
         """The learning rate of a step; at the start of an epoch it may fall."""
         if self.losses and step % (total_steps // recipe.epochs) == 0:
-            mean = float(sum(self.losses))
+            total = float(sum(self.losses))
             self.losses.clear()
-            self.bad_epochs = 0 if mean < self.best else self.bad_epochs + 1
-            self.best = min(self.best, mean)
+            self.bad_epochs = 0 if total < self.best else self.bad_epochs + 1
+            self.best = min(self.best, total)
             if self.bad_epochs > self.patience:
                 self.factor, self.bad_epochs = 0.1 * self.factor, 0
         return recipe.max_lr * self.factor

@@ -59,7 +59,8 @@ def test_soft_labels_are_probabilities_at_the_temperature():
 
 def test_soft_labels_have_the_same_bits_from_any_layout_in_memory_and_number_of_threads(drawn):
     """A net that was trained has its weights channels last, one that was loaded has them contiguous."""
-    recipe, teacher, images = STEPS[3].recipe, TeacherNet(), drawn.train_images[:64]
+    recipe, teacher, images, used = STEPS[3].recipe, TeacherNet(), drawn.train_images[:64], set()
+    teacher.register_forward_hook(lambda *_: used.add(torch.get_num_threads()))
     soft = soft_labels(teacher, images, recipe)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -69,6 +70,7 @@ def test_soft_labels_have_the_same_bits_from_any_layout_in_memory_and_number_of_
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(again, soft)
+    assert used == {1}
 
 
 def test_soft_labels_average_over_augmented_copies(drawn):

@@ -86,13 +86,14 @@ def test_the_rate_falls_after_the_stated_epoch():
 
 def test_the_rate_falls_on_a_plateau_of_the_training_loss():
     plateau, recipe, seen = Plateau(patience=2), Recipe(max_lr=1.0, epochs=10), []
-    for epoch, loss in enumerate([3.0, 2.0, 2.5, 2.1, 2.2, 1.9, 1.8, 1.8, 1.8, 1.8]):
-        for step, part in enumerate((0.5, 1.5), start=2 * epoch):  # two batches whose mean it is
+    batches = (((6, 1.2), (2, 0.4)), ((6, 0.5), (2, 2.5)))  # how many images, at what part of their mean loss
+    for epoch, mean in enumerate([3.0, 2.0, 2.5, 2.1, 2.2, 1.9, 1.8, 1.8, 1.8, 1.8]):
+        for step, (size, part) in enumerate(batches[epoch % 2], start=2 * epoch):
             seen.append(plateau.rate(recipe, step, 20))
-            sure = torch.tensor(-part * loss).exp()
-            logits = torch.tensor([sure, *[(1 - sure) / 9] * 9]).log().expand(4, 10)
-            value = plateau.loss(logits, torch.zeros(4, dtype=torch.long), torch.arange(4))
-            assert value.item() == pytest.approx(part * loss, rel=1e-4)
+            sure = torch.tensor(-part * mean).exp()
+            logits = torch.tensor([sure, *[(1 - sure) / 9] * 9]).log().expand(size, 10)
+            loss = plateau.loss(logits, torch.zeros(size, dtype=torch.long), torch.arange(size))
+            assert loss.item() == pytest.approx(part * mean, rel=1e-4)
     assert seen == pytest.approx([1.0] * 10 + [0.1] * 10)
 
 

@@ -16,7 +16,7 @@ import torch
 
 import train
 from model import STEPS
-from tinymnist import runs
+from tinymnist import parallel, runs
 from tinymnist.parallel import Ranks
 from utils import evaluate, load_runs
 
@@ -129,7 +129,7 @@ def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(capsys, tm
     seen = []
     monkeypatch.setattr(train, "in_processes", pretend)
     monkeypatch.setattr(train, "pick_device", torch.device)
-    monkeypatch.setattr(train, "cores", lambda: 8)
+    monkeypatch.setattr(parallel, "cores", lambda: 8)
     for device, *extra in (("cpu",), ("cpu", "--threads", 3), ("cpu", "--threads", 9), ("cuda",)):
         arguments = ["--step", 1, "--seeds", 20, "--data", "drawn", "--out", tmp_path, "--device", device]
         assert call(capsys, *arguments, *extra)[0] == 0

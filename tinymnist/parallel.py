@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+ON_ACCELERATOR = 4  # processes that share a GPU; a guess, not measured
+
 
 def cores() -> int:
     """Number of processor cores that this process may use."""
@@ -25,6 +27,12 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+def processes_at_once(device: torch.device, threads: int = 1, share: int = 1) -> int:
+    """How many processes of that many threads to run at once, if the machine's cores are shared by `share` callers."""
+    processes = max(1, cores() // share // threads)
+    return processes if device.type == "cpu" else min(processes, ON_ACCELERATOR)
 
 
 _shared: Any = None  # in a process of the pool: the second argument of every job
@@ -58,7 +66,7 @@ def in_processes(
         min(processes, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads, shared)
     )
     try:
-        with _interrupts_ignored():  # the processes inherit it, and leave Ctrl-C to this one
+        with _interrupts_held_back():  # the processes inherit it, and leave Ctrl-C to this one
             futures = [pool.submit(_call, function, job) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
@@ -92,15 +100,16 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the end, and never reaches processes that are started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
