@@ -191,7 +191,7 @@ def fit(
         make_optimizer: makes the optimizer from the model and the recipe.
         rate: the learning rate from the recipe, the 0-based step and the number of steps of the whole run.
         augment: makes a training batch, float (B, 1, 28, 28), from uint8 (B, 28, 28), the recipe and a generator.
-        loss: the mean loss of a batch from its logits (B, 10), labels (B,) and indices (B,) among the training images.
+        loss: the mean loss of a batch from its logits (B, 10), labels (B,) and indices (B,) of the training images.
 
     Returns:
         The history: per epoch `epoch` (from 1), `lr` (of its last step), `train_loss`,
@@ -199,7 +199,7 @@ def fit(
         (training and evaluation). The training figures are those of the weights in motion.
 
     Raises:
-        ValueError: `graph` is asked for on another device than a CUDA one.
+        ValueError: `graph` on another device than a CUDA one.
     """
     device = torch.device(device)
     if graph and device.type != "cuda":

@@ -40,7 +40,7 @@ from tinymnist.data import default_root
 from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
 from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, write_atomically
-from utils import DataError, Digits, Recipe, augment, fit, load_mnist, normalize, pick_device, sgd
+from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd
 
 REPEATS = 3
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
@@ -114,20 +114,9 @@ def augment_by_library(images: Tensor, recipe: Recipe, generator: torch.Generato
     return normalize(F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False))
 
 
-def epochs_at_once(device: torch.device) -> list[float]:
-    """Seconds of each epoch when all its images are moved before its first batch: of moving them, and of the rest."""
-    digits = load_mnist()
-    start = time.perf_counter()
-    moved = augment(digits.train_images, CHANGES_RECIPE)
-    moving = time.perf_counter() - start
-    digits = digits._replace(train_images=moved)
-    rest = our_epochs(FinalNet, CHANGES_RECIPE, digits, device, augment=lambda images, *_: images)
-    return [moving + seconds for seconds in rest]
-
-
 @dataclass(frozen=True)
 class Contender:
-    """What is timed, in words; its net; what returns the seconds of each epoch on a device; and its CPU threads."""
+    """What is timed; its net; what returns the seconds of each epoch on a device; and its CPU threads."""
 
     what: str
     net: MakeNet
@@ -157,10 +146,8 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     }
     if device.type == "cuda":
         return found | {"graph": step("CUDA graphs in place of the plain loop", graph=True)}
-    at_once = "augmentation of a whole epoch at once, not per batch"
     return found | {
         "nchw": step("channels first in memory (NCHW)", make_optimizer=channels_first),
-        "epoch-at-once": Contender(at_once, FinalNet, epochs_at_once),
         "one-thread": step("one thread", threads=1),
         "affine-grid": step("one thread, F.affine_grid in the augmentation", threads=1, augment=augment_by_library),
     }

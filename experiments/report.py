@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import pictures
-from experiments.tables import effects, effects_table, read_runs, speed_table, steps_table, summary_table
+from experiments.tables import effects, effects_table, read_runs, setting, speed, steps_table, summary_table
 from experiments.variants import ladder
 from tinymnist import runs
 from tinymnist.runs import write_atomically
@@ -68,6 +68,12 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
         "Parts of Step 2 taken out or replaced, and parts of Step 3 added, one at a time, on held-out training images. "
         "The augmentation of this table includes a random boldness of the strokes, which Step 3 no longer has.",
         changes_of("step2"),
+        [effects_table],
+    ),
+    (
+        "Single changes of Step 3",
+        "Parts of Step 3 changed one at a time, and distillation added to it, on held-out training images.",
+        changes_of("step3"),
         [effects_table],
     ),
     (
@@ -140,29 +146,14 @@ def readme(frame: pd.DataFrame) -> str:
         picked = pick(frame)
         if len(picked):
             parts += [f"## {heading}", f"{text} ({setting(picked)})", *(table(picked) for table in tables)]
-    bench = runs.load_bench("pipelines")
-    where = f"{bench['hardware']}, {bench['threads']} threads, PyTorch {bench['torch_version']}"
-    where += f", commit {bench['commit'][:7]}"
-    parts += ["## Speed", f"Seconds per epoch, evaluation included, each contender in a process of its own ({where})."]
-    parts += ["The usual pipeline is torchvision's data set with PIL images and a `DataLoader`."]
-    parts += [speed_table("pipelines")]
-    parts += ["Step 3 with one thing changed:", speed_table("changes")]
+    parts += ["## Speed", speed()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def setting(frame: pd.DataFrame) -> str:
-    """Where some runs were made."""
-    count = f"{len(frame):,} runs" if len(frame) > 1 else "1 run"
-    where = (f"{t} thread{'s' * int(t > 1)}" for t in sorted(frame.threads.unique()))
-    hardware, versions = sorted(frame.hardware.unique()), sorted(frame.torch.unique())
-    return f"{count}; {', '.join([*hardware, *where])}; PyTorch {', '.join(versions)}"
 
 
 def all_effects(frame: pd.DataFrame) -> pd.DataFrame:
     """Every comparison of the study, each table a family of its own."""
-    families = [pick(frame) for _, _, pick, _ in SECTIONS]
-    compared = [effects(family) for family in families if (family.base != "").any()]
-    return pd.concat(compared, ignore_index=True).round(5)
+    families = (pick(frame) for _, _, pick, _ in SECTIONS)
+    return pd.concat(map(effects, families), ignore_index=True).round(5)
 
 
 def documents() -> dict[Path, bytes]:
@@ -207,7 +198,7 @@ def main(arguments: list[str]) -> int:
             for path in changed:
                 write_atomically(path, written[path])
             pictures.draw_all(again=bool(changed))
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         complaints = [str(error)]
     print("\n".join(complaints), file=sys.stderr, end="\n" if complaints else "")
     return int(bool(complaints))

@@ -1,7 +1,7 @@
 """The study: short trainings that differ in one thing, each over several random seeds.
 
     python -m experiments.study                       everything that is missing
-    python -m experiments.study ladder changes/step2  only runs whose GROUP/VARIANT contains one of these words
+    python -m experiments.study ladder changes/step2  only runs whose GROUP/VARIANT contains one of these
     python -m experiments.study --seeds 8             no more than the first 8 random seeds of each variant
     python -m experiments.study --device cuda         on a GPU; the default is the CPU
 
@@ -66,7 +66,7 @@ def run_job(job: Job, device_name: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, several processes at a time."""
     command = OneLineParser("study.py", __doc__)
-    command.add_argument("words", nargs="*", metavar="WORD", help="run only what has one of these in GROUP/VARIANT")
+    command.add_argument("names", nargs="*", metavar="NAME", help="run only what has one of these in GROUP/VARIANT")
     command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only random seeds 0 to N-1")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = pick_device(options.device)
         load_mnist()
         jobs = [job for job in all_jobs(options.seeds) if not record_path(*job).exists()]
-        if options.words:
-            jobs = [job for job in jobs if any(word in f"{job[0]}/{job[1]}" for word in options.words)]
+        if options.names:
+            jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}" for name in options.names)]
         for _ in tqdm(
             in_processes(run_job, jobs, str(device), processes_at_once(device)),
             total=len(jobs),

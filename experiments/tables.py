@@ -10,7 +10,7 @@ from scipy import stats
 
 from model import STEPS
 from tinymnist import runs
-from tinymnist.runs import LAST, accuracy, last_accuracies
+from tinymnist.runs import LAST, Run, accuracy, last_accuracies
 
 TARGET = STEPS[3].target
 
@@ -24,20 +24,27 @@ def read_runs() -> pd.DataFrame:
     rows = []
     for path in sorted(runs.RESULTS.glob("**/seed_*.json")):
         *_, group, variant, _ = ("steps", *path.relative_to(runs.RESULTS).parts)
-        run = json.loads(path.read_text())
-        known = labels.loc[(group, variant)].to_dict() if (group, variant) in labels.index else run
-        epochs, last = run["history"], last_accuracies(run)
-        row = {"group": group, "variant": variant, "base": known.get("base", ""), "seed": run["seed"]}
-        row |= {"split": run["split"], "parameters": run["params"], "epochs": len(epochs)}
-        row |= {"last": accuracy(epochs[-1]), "last5_mean": np.mean(last), "last5_min": min(last)}
-        row |= {"test_loss": np.mean([epoch["test_loss"] for epoch in epochs[-LAST:]])}
-        row |= {"train_accuracy": run.get("train_accuracy"), "seconds": sum(epoch["seconds"] for epoch in epochs)}
-        row |= {name: run[name] for name in ("threads", "device", "hardware")}
-        row |= {"torch": run["torch_version"], "commit": run["commit"], "change": known.get("change", "")}
-        rows.append(row)
+        known = labels.loc[(group, variant)].to_dict() if (group, variant) in labels.index else {}
+        try:
+            rows.append({"group": group, "variant": variant} | row_of(json.loads(path.read_text()), known))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the record of a run ({error!r}): restore it, or train it again") from error
     frame = pd.DataFrame(rows).sort_values(["group", "variant", "seed"], kind="stable", ignore_index=True)
     digits = {"last": 4, "last5_mean": 4, "last5_min": 4, "train_accuracy": 4, "test_loss": 8, "seconds": 1}
     return frame.round(digits)
+
+
+def row_of(run: Run, known: dict[str, str]) -> dict[str, object]:
+    """A run as a row; `known` has base and change where the record does not name them."""
+    epochs, last = run["history"], last_accuracies(run)
+    row = {"base": known.get("base", run.get("base", "")), "seed": run["seed"], "split": run["split"]}
+    row |= {"parameters": run["params"], "epochs": len(epochs)}
+    row |= {"last": accuracy(epochs[-1]), "last5_mean": np.mean(last), "last5_min": min(last)}
+    row |= {"test_loss": np.mean([epoch["test_loss"] for epoch in epochs[-LAST:]])}
+    row |= {"train_accuracy": run.get("train_accuracy"), "seconds": sum(epoch["seconds"] for epoch in epochs)}
+    row |= {name: run[name] for name in ("threads", "device", "hardware")}
+    row |= {"torch": run["torch_version"], "commit": run["commit"]}
+    return row | {"change": known.get("change", run.get("change", ""))}
 
 
 def paired(difference: pd.Series, split: pd.Series) -> tuple[float, float, float, float]:
@@ -67,6 +74,8 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, own in frame[frame.base != ""].groupby("variant", sort=False):
         pairs = own.merge(frame[frame.variant == own.base.iloc[0]], on=["seed", "split"], suffixes=("", "_base"))
+        if not len(pairs):
+            continue
         row = {name: own[name].iloc[0] for name in ("group", "variant", "base", "change", "parameters")}
         row |= {"pairs": len(pairs), "mean": pairs.last5_mean.mean()}
         for name, scale in (("last5_mean", 1), ("last5_min", 1), ("test_loss", 1000)):
@@ -74,12 +83,14 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
             row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), compared, strict=True))
         rows.append(row)
     found = pd.DataFrame(rows)
-    return found.assign(p=holm(found.last5_mean_p))
+    return found.assign(p=holm(found.last5_mean_p)) if rows else found
 
 
 def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
     """`effects` for reading: differences with their intervals, the largest first or in the order of the runs."""
     found, rows = effects(frame), []
+    if found.empty:
+        return "No pair is finished yet."
     for own in (found.sort_values("last5_mean", ascending=False) if by_size else found).to_dict("records"):
         row = {"change": own["change"], "parameters": f"{own['parameters']:,}", "pairs": own["pairs"]}
         row["mean"] = f"{own['mean']:.3f}"
@@ -116,16 +127,48 @@ def steps_table(frame: pd.DataFrame) -> str:
     return markdown(rows)
 
 
-def speed_table(part: str) -> str:
-    """What the benchmark measured: seconds per epoch, one row per contender, against the first on as many threads."""
+def setting(frame: pd.DataFrame) -> str:
+    """Where some runs were made."""
+    count = f"{len(frame):,} runs" if len(frame) > 1 else "1 run"
+    where = (f"{t} thread{'s' * int(t > 1)}" for t in sorted(frame.threads.unique()))
+    hardware, versions = sorted(frame.hardware.unique()), sorted(frame.torch.unique())
+    return f"{count}; {', '.join([*hardware, *where])}; PyTorch {', '.join(versions)}"
+
+
+def speed() -> str:
+    """What the benchmark measured on the CPU.
+
+    Raises:
+        FileNotFoundError: it was not measured.
+    """
+    pipelines, changes, seeds = (runs.load_bench(part) for part in ("pipelines", "changes", "seeds"))
+    where = f"{pipelines['hardware']}, PyTorch {pipelines['torch_version']}, commit {pipelines['commit'][:7]}"
+    count, single = seeds["count"], np.mean(seeds["single"])
+    return "\n\n".join(
+        [
+            "Seconds per epoch, evaluation included, median and range of three repeats, all measured in turn and each in "
+            f"a process of its own ({where}). The usual pipeline is torchvision's data set with PIL images and a "
+            "`DataLoader`.",
+            speed_table(pipelines["contenders"]),
+            "Step 3 with one thing changed:",
+            speed_table(changes["contenders"]),
+            f"{count} random seeds of Step 3 with `--seeds {count}` take {seeds['together']:.0f} s, start included; one "
+            f"run by itself, on all threads, {single:.0f} s.",
+        ]
+    )
+
+
+def speed_table(contenders: dict[str, Run]) -> str:
+    """Seconds per epoch, a row per contender, against the first one on as many threads in the same repeat."""
     rows: list[dict[str, object]] = []
-    first: dict[int, float] = {}
-    for contender in runs.load_bench(part)["contenders"].values():
-        seconds, threads = [np.mean(run["seconds"]) for run in contender["runs"]], contender.get("threads", 2)
-        median = float(np.median(seconds))
-        row = {"what": contender["what"], "threads": threads, "seconds per epoch": f"{median:.2f}"}
-        row |= {"range": f"{min(seconds):.2f} to {max(seconds):.2f}"}
-        rows.append(row | {"times as long": f"{median / first.setdefault(threads, median):.2f}"})
+    first: dict[int, np.ndarray] = {}
+    for contender in contenders.values():
+        seconds = np.array([np.mean(run["seconds"]) for run in contender["runs"]])
+        ratios = seconds / first.setdefault(contender["threads"], seconds)
+        row = {"what": contender["what"], "threads": contender["threads"]}
+        for name, values in (("seconds per epoch", seconds), ("times as long", ratios)):
+            row[name] = f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
+        rows.append(row)
     return markdown(rows)
 
 

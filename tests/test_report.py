@@ -52,6 +52,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     effect = {v: compared.loc[("changes", f"step2-{v}")] for v in ("no-batchnorm", "one-cycle", "average")}
     norm, cycle, average = effect.values()
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
+    timed = runs.load_bench("pipelines")["contenders"]
+    seconds = {n: np.median([np.mean(run["seconds"]) for run in c["runs"]]) for n, c in timed.items()}
     errors = json.loads((runs.RESULTS / "errors.json").read_text())
     wrong = [20 - image["votes"][image["label"]] for image in errors["images"]]
     return [
@@ -73,6 +75,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
         f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
+        f"an epoch takes {seconds['final']:.2f} s",
+        f"a typical net of this size takes {seconds['stock-0']:.2f} s",
         f"a net of {small.index[small].min():,} parameters holds 99.40",
         f"at {small.index[small.index < small.index[small].min()].max():,} it fails from some",
     ]

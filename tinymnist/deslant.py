@@ -1,4 +1,4 @@
-"""Deslanting: a first layer without parameters that shears slanted digits upright."""
+"""Deslanting: a first layer without parameters that removes the slant of a digit."""
 
 from __future__ import annotations
 
