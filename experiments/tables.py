@@ -146,14 +146,14 @@ def speed() -> str:
     count, single = seeds["count"], np.mean(seeds["single"])
     return "\n\n".join(
         [
-            "Seconds per epoch, evaluation included, median and range of three repeats, all measured in turn and each in "
-            f"a process of its own ({where}). The usual pipeline is torchvision's data set with PIL images and a "
+            "Seconds per epoch, evaluation included: median and range of three repeats, measured in turn, each in a "
+            f"process of its own ({where}). The usual pipeline is torchvision's data set with PIL images and a "
             "`DataLoader`.",
             speed_table(pipelines["contenders"]),
             "Step 3 with one thing changed:",
             speed_table(changes["contenders"]),
-            f"{count} random seeds of Step 3 with `--seeds {count}` take {seeds['together']:.0f} s, start included; one "
-            f"run by itself, on all threads, {single:.0f} s.",
+            f"{count} random seeds of Step 3 with `--seeds {count}` take {seeds['together']:.0f} s, start included; "
+            f"one run by itself, on all threads, {single:.0f} s.",
         ]
     )
 
