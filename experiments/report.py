@@ -153,7 +153,7 @@ def readme(frame: pd.DataFrame) -> str:
 def all_effects(frame: pd.DataFrame) -> pd.DataFrame:
     """Every comparison of the study, each table a family of its own."""
     families = (pick(frame) for _, _, pick, _ in SECTIONS)
-    return pd.concat(map(effects, families), ignore_index=True).round(5)
+    return pd.concat(map(effects, families), ignore_index=True)
 
 
 def documents() -> dict[Path, bytes]:

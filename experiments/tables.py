@@ -83,7 +83,7 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
             row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), compared, strict=True))
         rows.append(row)
     found = pd.DataFrame(rows)
-    return found.assign(p=holm(found.last5_mean_p)) if rows else found
+    return found.assign(p=holm(found.last5_mean_p)).round(5) if rows else found
 
 
 def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
