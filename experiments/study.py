@@ -73,15 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = pick_device(options.device)
         load_mnist()
-        jobs = [job for job in all_jobs(options.seeds) if not record_path(*job).exists()]
+        jobs = all_jobs(options.seeds)
         if options.names:
             jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}" for name in options.names)]
-        for _ in tqdm(
-            in_processes(run_job, jobs, str(device), processes_at_once(device)),
-            total=len(jobs),
-            unit="run",
-            smoothing=0,
-        ):
+        if not jobs:
+            raise ValueError(f"no variant has {' or '.join(options.names)} in its name: see experiments/variants.py")
+        missing = [job for job in jobs if not record_path(*job).exists()]
+        runs_made = in_processes(run_job, missing, str(device), processes_at_once(device))
+        for _ in tqdm(runs_made, total=len(missing), unit="run", smoothing=0):
             pass
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)

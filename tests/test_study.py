@@ -161,3 +161,9 @@ def test_wrong_arguments_and_missing_data_are_one_line(arguments, capsys, monkey
         code = stop.code
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_name_without_a_variant_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(study, "load_mnist", lambda: None)
+    assert study.main(["nothing-like-it"]) == 2
+    assert "no variant has nothing-like-it in its name" in capsys.readouterr().err
