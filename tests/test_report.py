@@ -121,6 +121,8 @@ def test_what_the_text_says_in_words(frame, compared):
     prior = frame[frame.group == "prior"]
     assert (prior[prior.variant.str.endswith("earlier")].last5_min >= 99.4).sum() == 12
     assert (prior[prior.variant.str.endswith("published")].last5_min < 99.4).all()
+    gained = compared.loc["prior"].p < 0.05
+    assert gained.to_dict() == {"A-earlier": True, "D-earlier": False, "E-earlier": True, "F-earlier": True}
     gap = {
         n: own.train_accuracy.mean() - own["last"].mean() for n, own in frame[frame.group == "steps"].groupby("variant")
     }
