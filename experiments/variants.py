@@ -166,6 +166,8 @@ def ladder() -> dict[str, Variant]:
     add("crop", "crop to 24x24 pixels", functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2)))
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
+    overlapping = functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2), pool=nn.MaxPool2d(3, 2, padding=1))
+    add("overlap", "overlapping windows in the poolings (Krizhevsky et al., 2012)", overlapping)
     return found
 
 
