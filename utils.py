@@ -19,11 +19,11 @@ from tinymnist.augmentation import affine, augment, normalize, random_affine
 from tinymnist.average import WeightAverage
 from tinymnist.cuda_graph import GraphedNet
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
-from tinymnist.figures import plot_augmentation, plot_digits, plot_history
+from tinymnist.figures import plot_augmentation, plot_digits, plot_effects, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from tinymnist.runs import accuracy, last_accuracies, load_runs, meets, save_run
-from tinymnist.tables import effect_table, run_summary, run_table
+from tinymnist.tables import effect_table, run_summary
 
 __all__ = [
     "DataError",
@@ -53,12 +53,12 @@ __all__ = [
     "pick_device",
     "plot_augmentation",
     "plot_digits",
+    "plot_effects",
     "plot_history",
     "random_affine",
     "receptive_field",
     "receptive_field_table",
     "run_summary",
-    "run_table",
     "save_run",
     "sgd",
     "train_epoch",

@@ -37,7 +37,8 @@ def execute(name: str, folder: Path) -> None:
         resources={"metadata": {"path": str(REPOSITORY)}},
     )
     client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
-    notebook.metadata.language_info = {"name": "python", "file_extension": ".py"}
+    language = {"name": "python", "file_extension": ".py", "nbconvert_exporter": "python"}  # for nbconvert --to script
+    notebook.metadata.language_info = language
     write_atomically(folder / name, (nbformat.writes(notebook) + "\n").encode())
     print(f"executed: {folder / name}", flush=True)
 

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.tables import TARGET, effects, read_runs
+from experiments.tables import TARGET, read_runs
 from model import STEPS
 from tinymnist import runs
+from tinymnist.figures import plot_digits, plot_effects
 from tinymnist.runs import accuracy, load_runs, write_atomically
 
 COLORS = {1: "tab:gray", 2: "tab:orange", 3: "tab:blue"}
@@ -66,19 +68,9 @@ def accuracy_over_parameters() -> Figure:
     return figure
 
 
-def single_changes() -> Figure:
-    """What each single change to the earlier Step 3 does on held-out images: difference and 95 % interval."""
-    frame = read_runs()
-    found = effects(frame[frame.group == "earlier"]).sort_values("last5_mean", ignore_index=True)
-    figure, axis = plt.subplots(figsize=(7.5, 0.21 * len(found) + 0.8), layout="constrained")
-    interval = [found.last5_mean - found.last5_mean_low, found.last5_mean_high - found.last5_mean]
-    axis.errorbar(found.last5_mean, found.index, xerr=interval, color=COLORS[3], marker="o", ms=4, ls="", capsize=2)
-    for i, change in found.change.items():
-        axis.text(-0.02, i, change, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="difference in accuracy (points): mean and 95 % interval", yticks=[], ylim=(-0.7, len(found) - 0.3))
-    axis.grid(alpha=0.3, axis="x")
-    return figure
+def ladder() -> Figure:
+    """What each part adds on the way from Step 2 to Step 3."""
+    return plot_effects("ladder/")
 
 
 def misclassified() -> Figure:
@@ -88,24 +80,19 @@ def misclassified() -> Figure:
         raise FileNotFoundError(f"no {path}: python -m experiments.errors writes it")
     errors = json.loads(path.read_text())
     images = [entry for entry in errors["images"] if "pixels" in entry]
-    columns = 8
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9, 1.55 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, entry in zip(axes.flat, images, strict=False):
+    pixels = [np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(28, 28) for entry in images]
+    titles = []
+    for entry in images:
         predicted = int(np.argmax(entry["votes"]))
-        pixels = np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8)
-        axis.imshow(pixels.reshape(28, 28), cmap="gray_r")
         votes = f"{entry['votes'][predicted]}/{errors['models']}, {entry['confidence']:.0%}"
-        axis.set_title(f"{entry['label']} → {predicted}\n{votes}", fontsize=8)
-    return figure
+        titles.append(f"{entry['label']} → {predicted}\n{votes}")
+    return plot_digits(torch.tensor(np.stack(pixels)), titles, columns=8)
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
     "misclassified.svg": misclassified,
-    "single_changes.svg": single_changes,
+    "ladder.svg": ladder,
     "accuracy_over_parameters.svg": accuracy_over_parameters,
 }
 

@@ -47,20 +47,23 @@ def row_of(run: Run, known: dict[str, str]) -> dict[str, object]:
     return row | {"change": known.get("change", run.get("change", ""))}
 
 
-def paired(difference: pd.Series, split: pd.Series) -> tuple[float, float, float, float]:
-    """Mean of paired differences, its 95 % interval (Student's t), and the p-value that it is 0.
+def paired(difference: pd.Series, split: pd.Series) -> dict[str, float]:
+    """Mean of paired differences (""), its 95 % interval by Student's t (low, high), and the p-value that it is 0 (p).
+
+    `bound` is what the mean exceeds with 95 % confidence: the bound of a one-sided interval.
 
     With at least two pairs on each of several splits, the splits are blocks: the spread counts within them only.
     """
     n, blocks = len(difference), split.nunique()
     if n < 2:
-        return difference.mean(), np.nan, np.nan, np.nan
+        return {"": difference.mean()} | dict.fromkeys(("low", "high", "p", "bound"), np.nan)
     blocked = blocks > 1 and split.value_counts().min() > 1
     center = difference.groupby(split.to_numpy()).transform("mean") if blocked else difference.mean()
     freedom = n - blocks if blocked else n - 1
     error = np.sqrt(((difference - center) ** 2).sum() / freedom / n)
     half, mean = stats.t.ppf(0.975, freedom) * error, difference.mean()
-    return mean, mean - half, mean + half, 2 * stats.t.sf(abs(mean) / error, freedom) if error else 1.0
+    found = {"": mean, "low": mean - half, "high": mean + half, "bound": mean - stats.t.ppf(0.95, freedom) * error}
+    return found | {"p": 2 * stats.t.sf(abs(mean) / error, freedom) if error else 1.0}
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -80,10 +83,10 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
         row |= {"pairs": len(pairs), "mean": pairs.last5_mean.mean()}
         for name, scale in (("last5_mean", 1), ("last5_min", 1), ("test_loss", 1000)):
             compared = paired(scale * (pairs[name] - pairs[f"{name}_base"]), pairs.split)
-            row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), compared, strict=True))
-        rows.append(row)
+            row |= {f"{name}_{key}".rstrip("_"): value for key, value in compared.items()}
+        rows.append(row | {"time": (pairs.seconds / pairs.seconds_base).median()})
     found = pd.DataFrame(rows)
-    return found.assign(p=holm(found.last5_mean_p)).round(5) if rows else found
+    return found.assign(p_mean=holm(found.last5_mean_p), p_lowest=holm(found.last5_min_p)).round(5) if rows else found
 
 
 def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
@@ -93,12 +96,14 @@ def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
         return "No pair is finished yet."
     for own in (found.sort_values("last5_mean", ascending=False) if by_size else found).to_dict("records"):
         row = {"change": own["change"], "parameters": f"{own['parameters']:,}", "pairs": own["pairs"]}
-        row["mean"] = f"{own['mean']:.3f}"
+        row |= {"mean": f"{own['mean']:.3f}", "time": f"{own['time']:.2f}"}
         for heading, name in (("Δ mean", "last5_mean"), ("Δ lowest", "last5_min"), ("Δ loss", "test_loss")):
             row[heading] = f"{own[name]:+.3f}"
             if not np.isnan(own[f"{name}_low"]):
                 row[heading] += f" ({own[f'{name}_low']:+.3f} to {own[f'{name}_high']:+.3f})"
-        rows.append(row | {"p (Holm)": "" if np.isnan(own["p"]) else f"{own['p']:.3f}"})
+        for heading, name in (("p mean", "p_mean"), ("p lowest", "p_lowest")):
+            row[heading] = "" if np.isnan(own[name]) else f"{own[name]:.3f}"
+        rows.append(row)
     return markdown(rows)
 
 

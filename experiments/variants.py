@@ -78,6 +78,11 @@ class BigKernelNet(RegularizedNet):
         return self.conv5(x).flatten(1)
 
 
+def linear_net() -> nn.Module:
+    """A linear classifier: 784 x 10 weights and 10 biases."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+
+
 def setup_net(batchnorm: bool = False, dropout: float = 0.0) -> nn.Module:
     """Step 1 with BatchNorm in place of the biases, or with dropout after each pooling."""
     net: nn.Module = SetupNet()
@@ -105,6 +110,11 @@ def without_batchnorm(make: MakeNet, **layers: nn.Module) -> nn.Module:
         elif isinstance(layer, nn.BatchNorm2d):
             setattr(net, name, nn.Identity())
     return with_layers(lambda: net, **layers)
+
+
+def baseline() -> dict[str, Variant]:
+    """What a classifier without convolution makes of nearly the same number of parameters as the three nets."""
+    return {"linear": Variant("a linear classifier", linear_net, STEPS[1].recipe)}
 
 
 def changes() -> dict[str, Variant]:
@@ -274,6 +284,7 @@ def prior() -> dict[str, Variant]:
 
 
 GROUPS = {
+    "baseline": Group(baseline, seeds=20, held_out=False),
     "ladder": Group(ladder, seeds=24),
     "changes": Group(changes, seeds=5),
     "prior": Group(prior, seeds=3, held_out=False),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """How a net is trained. The defaults are plain SGD with momentum at a constant rate.
 
@@ -36,6 +36,12 @@ class Recipe:
     scale: float = 0.0
     shear: float = 0.0
     average: float = 0.0
+
+    def __repr__(self) -> str:
+        """The fields that differ from their defaults."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        defaults = {f.name: f.default for f in fields(self)}
+        return f"Recipe({', '.join(f'{name}={value!r}' for name, value in values if value != defaults[name])})"
 
 
 def describe_changes(before: Recipe, after: Recipe) -> str:

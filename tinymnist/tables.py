@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from tinymnist import runs
 from tinymnist.runs import Run, accuracy, last_accuracies, meets
@@ -22,56 +23,54 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def run_table(published: Sequence[Run], target: float) -> str:
-    """The accuracy in percent of each run's last five epochs, and whether each of them reaches the target."""
-    epochs = [str(record["epoch"]) for record in published[0]["history"][-runs.LAST :]]
-    rows = [["seed", *(f"epoch {epoch}" for epoch in epochs), f"{target:.2f} held"]]
-    for run in published:
-        rows.append(
-            [str(run["seed"]), *map("{:.2f}".format, last_accuracies(run)), "yes" if meets(run, target) else "no"]
-        )
-    means = map(statistics.mean, zip(*map(last_accuracies, published), strict=True))
-    held = sum(meets(run, target) for run in published)
-    return aligned([*rows, ["mean", *map("{:.2f}".format, means), f"{held} of {len(published)}"]])
-
-
-def run_summary(published: Sequence[Run]) -> str:
+def run_summary(published: Sequence[Run], target: float) -> str:
     """What some runs say together, a figure a line: percent and points, mean ± standard deviation over the runs."""
     last = [accuracy(run["history"][-1]) for run in published]
     train = [run["train_accuracy"] for run in published]
     fives = [last_accuracies(run) for run in published]
+    test, gap = statistics.mean(last), statistics.mean(train) - statistics.mean(last)
+    held = sum(meets(run, target) for run in published)
     figures = {
-        "test accuracy, last epoch": f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} %",
-        "training images, final weights": f"{statistics.mean(train):.2f} %",
-        "gap between the two": f"{statistics.mean(train) - statistics.mean(last):.2f} points",
-        "best minus worst of the last five epochs": f"{statistics.mean(max(v) - min(v) for v in fives):.2f} points",
+        f"{target:.2f} % in each of the last five epochs": f"{held} of {len(published)} runs",
+        "test accuracy, last epoch": f"{test:.2f} ± {statistics.stdev(last):.2f} %",
         "lowest of the last five epochs, any run": f"{min(map(min, fives)):.2f} %",
+        "best minus worst of the last five epochs": f"{statistics.mean(max(v) - min(v) for v in fives):.2f} points",
+        "training images, final weights": f"{statistics.mean(train):.2f} %",
+        "gap between training and test images": f"{gap:.2f} points",
+        "test accuracy with half of the gap closed": f"{test + gap / 2:.2f} %",
     }
-    return "\n".join(f"{name:42}{value}" for name, value in figures.items())
+    return "\n".join(f"{name:43}{value}" for name, value in figures.items())
 
 
-def effect_table(group: str, base: str, variants: Sequence[str] = ()) -> str:
-    """What single changes to a base do on held-out images, from `results/effects.csv`.
+def read_effects(*names: str) -> list[dict[str, Any]]:
+    """Rows of `results/effects.csv`: what single changes do on held-out images.
 
     Args:
-        group, base: of the study, "changes" and "step2" for example.
-        variants: which changes, without the base's name; all if there are none.
-
-    Returns:
-        per change the difference of the mean of the last five epochs in points, that of the loss in thousandths, both
-        with 95 % intervals, and the p-value of the first, corrected for the number of changes in its table.
+        names: beginnings of GROUP/VARIANT in the study: "ladder" or "changes/step2-dropout".
 
     Raises:
         FileNotFoundError: the file is not there.
     """
-    cells = [["change", "pairs", "accuracy", "loss", "p (Holm)"]]
+    words = ("group", "variant", "base", "change")
     with (runs.RESULTS / "effects.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["group"], row["base"]) == (group, base)]
-    for row in rows:
-        if not variants or row["variant"].removeprefix(f"{base}-") in variants:
-            differences = (
-                [float(row[name + end]) for end in ("", "_low", "_high")] for name in ("last5_mean", "test_loss")
-            )
-            intervals = (f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in differences)
-            cells.append([row["change"], row["pairs"], *intervals, f"{float(row['p']):.3f}"])
+        rows = [row for row in csv.DictReader(file) if f"{row['group']}/{row['variant']}".startswith(names)]
+    return [{k: v if k in words else float(v or "nan") for k, v in row.items()} for row in rows]
+
+
+def effect_table(*names: str) -> str:
+    """What single changes do, as a table; the names are those of `read_effects`.
+
+    Returns:
+        per change the differences from its base with 95 % intervals: of the mean and the lowest accuracy of the last
+        five epochs in points, each with the p-value that it is 0, corrected for the number of lines in its table of
+        `results/README.md` (Holm), and of the loss in thousandths.
+    """
+    cells = [["change", "pairs", "mean", "p", "lowest", "p", "loss"]]
+    for row in read_effects(*names):
+        mean, lowest, loss = (
+            "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[name + end] for end in ("", "_low", "_high")))
+            for name in ("last5_mean", "last5_min", "test_loss")
+        )
+        p_mean, p_lowest = f"{row['p_mean']:.3f}", f"{row['p_lowest']:.3f}"
+        cells.append([row["change"], f"{row['pairs']:.0f}", mean, p_mean, lowest, p_lowest, loss])
     return aligned(cells)
