@@ -78,6 +78,27 @@ class BigKernelNet(RegularizedNet):
         return self.conv5(x).flatten(1)
 
 
+class TwoCropNet(FinalNet):
+    """Step 3 that averages the logits of two crops in evaluation, a row higher and a row lower than in training.
+
+    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, average ten.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deslant = Deslant(crop=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deslant(x)[..., 1:-1]
+        x = x[..., 1:-1, :] if self.training else torch.cat([x[..., :-2, :], x[..., 2:, :]])
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
+        logits = self.head(x.flatten(1))
+        return logits if self.training else logits.view(2, -1, 10).mean(0)
+
+
 def linear_net() -> nn.Module:
     """A linear classifier: 784 x 10 weights and 10 biases."""
     return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
@@ -176,8 +197,9 @@ def ladder() -> dict[str, Variant]:
     add("crop", "crop to 24x24 pixels", functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2)))
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
-    overlapping = functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2), pool=nn.MaxPool2d(3, 2, padding=1))
-    add("overlap", "overlapping windows in the poolings (Krizhevsky et al., 2012)", overlapping)
+    add("two-crops", "mean of the logits of two crops, in evaluation", TwoCropNet)
+    overlapping = functools.partial(with_layers, TwoCropNet, pool=nn.MaxPool2d(3, 2, padding=1))
+    add("overlap", "overlapping windows in the poolings", overlapping)
     return found
 
 

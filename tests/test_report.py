@@ -44,41 +44,45 @@ def copied(tmp_path, monkeypatch):
 def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     """What the README says in numbers, computed anew."""
     steps = {number: frame[frame.variant == f"step{number}"].query("group == 'steps'") for number in STEPS}
-    mean = {number: f"{own['last'].mean():.2f}" for number, own in steps.items()}
+    mean = {number: own["last"].mean() for number, own in steps.items()}
     train = {number: own.train_accuracy.mean() for number, own in steps.items()}
-    held = {n: f"{(own.last5_min >= STEPS[n].target).sum()} of {len(own)}" for n, own in steps.items()}
     layers = {n: [row for row in receptive_field(step.net()) if row.kernel != 1] for n, step in STEPS.items()}
     fields = {n: " ".join(str(row.receptive_field) for row in rows) for n, rows in layers.items()}
-    effect = {v: compared.loc[("changes", f"step2-{v}")] for v in ("no-batchnorm", "one-cycle", "average")}
-    norm, cycle, average = effect.values()
+    norm = compared.loc[("changes", "step2-no-batchnorm")]
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
+    linear = frame[frame.group == "baseline"]
     timed = runs.load_bench("pipelines")["contenders"]
     seconds = {n: np.median([np.mean(run["seconds"]) for run in c["runs"]]) for n, c in timed.items()}
     errors = json.loads((runs.RESULTS / "errors.json").read_text())
     wrong = [20 - image["votes"][image["label"]] for image in errors["images"]]
+    first = runs.load_runs("step3")[0]
+    fives = [runs.last_accuracies(run) for run in runs.load_runs("step1")]
     return [
-        f"This net of {count_parameters(STEPS[3].net()):,} parameters",
+        f"A net of {count_parameters(STEPS[3].net()):,} parameters",
         *(
-            f"| {own.parameters.iloc[0]:,} | {mean[n]} ± {own['last'].std():.2f} | {STEPS[n].target:.2f}: {held[n]} |"
+            f"| {own.parameters.iloc[0]:,} | {mean[n]:.2f} ± {own['last'].std():.2f} | {STEPS[n].target:.2f}: "
+            f"{(own.last5_min >= STEPS[n].target).sum()} of {len(own)} |"
             for n, own in steps.items()
         ),
+        f"classified with the final weights: {first['train_accuracy']:.2f} %",
+        f"last 5 epochs: {min(runs.last_accuracies(first)):.2f} % to {max(runs.last_accuracies(first)):.2f} %, after "
+        f"{sum(epoch['seconds'] for epoch in first['history']):.0f} s",
+        f"an epoch takes {seconds['final']:.2f} s",
+        f"takes {seconds['stock-0']:.2f} s for a typical net",
         *(f"**Target: {step.target:.2f}" for step in STEPS.values()),
-        f"{mean[1]} on average over five random seeds. Receptive field: {fields[1]}.",
-        f"classifies {train[1]:.2f} % of the training images correctly, "
-        f"{train[1] - steps[1]['last'].mean():.2f} points more",
-        f"{mean[2]} on average over five random seeds. Receptive field: {fields[2]}.",
+        f"has {linear.parameters.iloc[0]:,} parameters and reaches {linear['last'].mean():.2f}.",
+        *(f"{mean[n]:.2f} on average. Receptive field: {fields[n]}." for n in (1, 2)),
+        f"classify {train[1]:.2f} % of the training images correctly, {train[1] - mean[1]:.2f} points more",
+        f"lie {np.mean([max(five) - min(five) for five in fives]):.2f} points apart",
+        *(f"gap closed makes {(mean[n] + train[n]) / 2:.2f}" for n in (1, 2)),
         f"falls by {-norm.last5_mean:.3f} points (95 % interval {-norm.last5_mean_high:.3f} to "
         f"{-norm.last5_mean_low:.3f})",
-        f"now fits {train[2]:.2f} % of the training images",
-        f"{mean[3]} on average over twenty random seeds; the lowest of all their last five epochs is "
-        f"{steps[3].last5_min.min():.2f}. Receptive field: {fields[3]}.",
-        f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
-        f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
+        f"now fits {train[2]:.2f} % of the training images, and a gap of {train[2] - mean[2]:.2f} is left",
+        f"{mean[3]:.2f} on average; the lowest of all last five epochs is {steps[3].last5_min.min():.2f}. "
+        f"Receptive field: {fields[3]}.",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
-        f"an epoch takes {seconds['final']:.2f} s",
-        f"a typical net of this size takes {seconds['stock-0']:.2f} s",
         f"a net of {small.index[small].min():,} parameters holds 99.40",
-        f"at {small.index[small.index < small.index[small].min()].max():,} it fails from some",
+        f"At {small.index[small.index < small.index[small].min()].max():,} it fails from some",
     ]
 
 
