@@ -68,9 +68,10 @@ def accuracy_over_parameters() -> Figure:
     return figure
 
 
-def ladder() -> Figure:
-    """What each part adds on the way from Step 2 to Step 3."""
-    return plot_effects("ladder/")
+def parts() -> Figure:
+    """What the parts of Step 3 do when each is added to Step 2 by itself."""
+    names = ("one-cycle", "average", "augmentation", "final-net", "deslant", "weight-decay")
+    return plot_effects(*(f"changes/step2-{name}" for name in names))
 
 
 def misclassified() -> Figure:
@@ -92,7 +93,7 @@ def misclassified() -> Figure:
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves.svg": learning_curves,
     "misclassified.svg": misclassified,
-    "ladder.svg": ladder,
+    "parts.svg": parts,
     "accuracy_over_parameters.svg": accuracy_over_parameters,
 }
 

@@ -176,8 +176,9 @@ def test_recipe_and_net_are_those_of_the_code(number, notebook):
 def test_analysis_is_that_of_the_records(number, notebook):
     text = printed(notebook)
     assert run_summary(load_runs(f"step{number}"), STEPS[number].target) in text
-    for names in re.findall(r"effect_table\((.*?)\)\)", "".join(cell.source for cell in code(notebook))):
-        assert effect_table(*re.findall(r'"([^"]+)"', names)) in text
+    for cell in code(notebook):
+        if "effect_table(" in cell.source:
+            assert effect_table(*re.findall(r'"(\w+/[^"]+)"', cell.source)) in text
 
 
 def test_full_run_on_the_full_data(number, notebook):

@@ -48,7 +48,9 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     train = {number: own.train_accuracy.mean() for number, own in steps.items()}
     layers = {n: [row for row in receptive_field(step.net()) if row.kernel != 1] for n, step in STEPS.items()}
     fields = {n: " ".join(str(row.receptive_field) for row in rows) for n, rows in layers.items()}
-    norm = compared.loc[("changes", "step2-no-batchnorm")]
+    effect = {name: compared.loc[("changes", f"step2-{name}")] for name in ("no-batchnorm", "one-cycle", "average")}
+    norm, cycle, average = effect.values()
+    rung = compared.loc[("ladder", "net")]
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
     linear = frame[frame.group == "baseline"]
     timed = runs.load_bench("pipelines")["contenders"]
@@ -80,6 +82,10 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"now fits {train[2]:.2f} % of the training images, and a gap of {train[2] - mean[2]:.2f} is left",
         f"{mean[3]:.2f} on average; the lowest of all last five epochs is {steps[3].last5_min.min():.2f}. "
         f"Receptive field: {fields[3]}.",
+        f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
+        f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
+        f"takes {rung.time:.2f} of the time of Step 2's net and changes the accuracy by {rung.last5_mean:.3f} points "
+        f"({rung.last5_mean_low:.3f} to {rung.last5_mean_high:.3f}, {rung.pairs} pairs)",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
         f"a net of {small.index[small].min():,} parameters holds 99.40",
         f"At {small.index[small.index < small.index[small].min()].max():,} it fails from some",
