@@ -49,6 +49,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     held = {n: f"{(own.last5_min >= STEPS[n].target).sum()} of {len(own)}" for n, own in steps.items()}
     layers = {n: [row for row in receptive_field(step.net()) if row.kernel != 1] for n, step in STEPS.items()}
     fields = {n: " ".join(str(row.receptive_field) for row in rows) for n, rows in layers.items()}
+    padded, _, seen = fields[3].rpartition(" ")
     effect = {v: compared.loc[("changes", f"step2-{v}")] for v in ("no-batchnorm", "one-cycle", "average")}
     norm, cycle, average = effect.values()
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
@@ -71,7 +72,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"{-norm.last5_mean_low:.3f})",
         f"now fits {train[2]:.2f} % of the training images",
         f"{mean[3]} on average over twenty random seeds; the lowest of all their last five epochs is "
-        f"{steps[3].last5_min.min():.2f}. Receptive field: {fields[3]}.",
+        f"{steps[3].last5_min.min():.2f}. Receptive field: {padded} with the padding; the head sees all {seen}x{seen} "
+        "pixels that the crop leaves.",
         f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
         f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
