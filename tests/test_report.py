@@ -49,6 +49,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     layers = {n: [row for row in receptive_field(step.net()) if row.kernel != 1] for n, step in STEPS.items()}
     fields = {n: " ".join(str(row.receptive_field) for row in rows) for n, rows in layers.items()}
     effect = {name: compared.loc[("changes", f"step2-{name}")] for name in ("no-batchnorm", "one-cycle", "average")}
+    padded, _, seen = fields[3].rpartition(" ")
     norm, cycle, average = effect.values()
     rung = compared.loc[("ladder", "net")]
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
@@ -81,7 +82,11 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"{-norm.last5_mean_low:.3f})",
         f"now fits {train[2]:.2f} % of the training images, and a gap of {train[2] - mean[2]:.2f} is left",
         f"{mean[3]:.2f} on average; the lowest of all last five epochs is {steps[3].last5_min.min():.2f}. "
-        f"Receptive field: {fields[3]}.",
+        f"Receptive field: {padded} with the padding; the head sees all {seen}x{seen} pixels",
+        f"now fits {train[2]:.2f} % of the training images",
+        f"{mean[3]} on average over twenty random seeds; the lowest of all their last five epochs is "
+        f"{steps[3].last5_min.min():.2f}. Receptive field: {padded} with the padding; the head sees all {seen}x{seen} "
+        "pixels that the crop leaves.",
         f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
         f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
         f"takes {rung.time:.2f} of the time of Step 2's net and changes the accuracy by {rung.last5_mean:.3f} points "

@@ -22,6 +22,8 @@ class Deslant(nn.Module):
     Takes float (N, 1, H, W), 0 = background, ink above 0; returns float (N, 1, H - 2 crop, W - 2 crop).
     """
 
+    redraws_image = True  # for `receptive_field`: no fixed window tells what an output pixel sees
+
     def __init__(self, crop: int = 0) -> None:
         super().__init__()
         self.crop = crop

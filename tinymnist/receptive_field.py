@@ -1,8 +1,10 @@
-"""The receptive-field table of convolutions and poolings, computed from the model itself.
+"""The receptive-field table of a model, computed by following which pixels of the image each value depends on.
 
-The model runs once on a blank image, and every tensor operation is traced. Operations are traced, not
-modules, so that `F.max_pool2d(x, 2)` or `x.mean((2, 3))` in a forward pass count like a layer. After
-an operation whose effect is not known, a convolution or pooling is an error.
+The model runs once on a tensor without values. In their place it holds the edges of the area of the image that each
+value depends on. Adding, multiplying or comparing values joins their areas; slicing, reshaping and copying move areas
+as they move values, in place and through views too; a convolution or pooling joins the areas under its window. Weights,
+dead units and the winners of a pooling play no part. An operation without such a rule is an error, and so is code that
+asks for values.
 
 Size, jump and receptive field follow Dumoulin and Visin, "A guide to convolution arithmetic for deep
 learning", 2016, and Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
@@ -11,25 +13,43 @@ Networks", Distill, 2019.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial, reduce
+from math import inf, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from tinymnist.deslant import Deslant
 from tinymnist.tables import aligned
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # height and width
+Window = tuple[int, int, int, int]  # kernel, stride, padding, dilation
 
-# In evaluation mode each output value depends only on the input values at the same position.
-POINTWISE = frozenset(
-    """add sub rsub mul div neg abs sign pow sqrt exp log clamp clamp_min clamp_max maximum minimum relu
-    leaky_relu prelu _prelu_kernel elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus
-    threshold log_sigmoid_forward native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm
-    miopen_batch_norm _to_copy clone detach alias lift_fresh cat""".split()
+# Operations by what they do to values. Views need no list; elementwise operations have a tag in PyTorch, but for these.
+ELEMENTWISE = frozenset(
+    """_to_copy _prelu_kernel hardswish hardsigmoid hardtanh leaky_relu elu celu mish softplus softshrink hardshrink
+    threshold log_sigmoid_forward rrelu_with_noise native_dropout masked_fill""".split()
+)
+MOVES = frozenset(
+    """clone copy_ cat stack repeat roll flip index index_select index_put_ gather _unsafe_view pixel_shuffle
+    pixel_unshuffle channel_shuffle native_channel_shuffle""".split()
+)
+OVERWRITES = frozenset("fill_ zero_ bernoulli_ normal_ uniform_".split())
+WINDOWS = frozenset(
+    """convolution _convolution max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
+    constant_pad_nd reflection_pad2d replication_pad2d""".split()
+)
+OUTSIDE = frozenset("numpy __array__ tolist data_ptr __dlpack__ apply_ map_ share_memory_ __set__".split())
+PRODUCTS = frozenset("mm addmm bmm baddbmm".split())
+REDUCTIONS = frozenset(
+    """mean sum amax amin max min prod var std logsumexp linalg_vector_norm any all _softmax _log_softmax
+    native_batch_norm native_group_norm native_layer_norm""".split()
 )
 
 
@@ -60,72 +80,54 @@ class LayerField:
     receptive_field: int | Pair
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """What is known of a map along one axis: its size, its jump, and the field [start, stop) of its first output."""
+def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int = 1) -> list[LayerField]:
+    """The receptive-field table of a model: a row for the input and one per layer that joins positions of a map.
 
-    size: int
-    jump: int = 1
-    start: int = 0
-    stop: int = 1
+    These are convolutions, poolings, and averages and linear layers over the whole map, the kernel of which is the map.
+    Where they do not tell what the model's output sees, a last row named "output" does.
 
-    def window(self, size: int, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
-        """The axis after a layer with this window and an output of `size` pixels."""
-        start = self.start - padding * self.jump
-        return _Axis(
-            size, self.jump * stride, start, start + self.stop - self.start + dilation * (kernel - 1) * self.jump
-        )
+    A convolution or pooling is counted with the padding beyond the border of the image, whatever the padding is filled
+    with, as in published tables, so its field may be larger than the image. A layer that sees the whole map, and one
+    whose outputs see areas of different size, is counted by the largest area within the image. Where paths join, the
+    field is the smallest rectangle around all that they see. A normalization by statistics of the image sees the whole
+    image; BatchNorm with statistics of the batch also sees its other images, which no row can tell.
 
-
-@dataclass(frozen=True)
-class _Map:
-    """What is known of a tensor that depends on the image: height and width, or the operation that ended the map."""
-
-    axes: tuple[_Axis, ...]
-    ended_by: str | None = None
-
-    @property
-    def size(self) -> Pair:
-        return self.axes[0].size, self.axes[1].size
-
-
-def receptive_field(model: nn.Module, input_size: int | Pair = 28) -> list[LayerField]:
-    """The receptive-field table of a model: a row for the input and one per convolution and pooling.
-
-    Where paths join (a residual sum, a concatenation), the field is the union of the paths'. After a `Deslant`
-    layer, fields are counted in pixels of the deslanted image.
+    A layer with a true attribute `redraws_image`, as `Deslant` has, moves pixels by what it measures on the image. It
+    has to be the first; fields after it are counted in pixels of the image that it returns.
 
     Args:
-        model: takes float (1, C, H, W), C as in its first convolution; it runs in evaluation mode
-            without gradients, and its mode is restored.
+        model: takes float (1, channels, H, W). A copy of it runs, on the CPU and in evaluation mode.
         input_size: height and width of the image in pixels, or the pair of them.
+        channels: channels of the image.
 
     Returns:
         the rows in the order of execution; a layer that is used twice has two rows.
 
     Raises:
-        ValueError: paths of different jumps join, a layer follows an operation whose effect is not known or has no
-            single kernel and stride (uneven adaptive pooling), or the model rejects the image.
+        ValueError: in one line that names the layer: the effect of an operation is not known, values are used outside
+            of PyTorch or decide what runs, the areas under a window are not evenly spaced, the model rejects the image
+            or cannot be copied. It stays as it was in any case.
     """
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if min(height, width) < 1:
-        raise ValueError(f"input_size must be at least 1 pixel, not {input_size}")
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 1)
-    like = next(model.parameters(), torch.zeros(()))
-    image = torch.zeros(1, channels, height, width, device=like.device, dtype=like.dtype)
-    modes = [(module, module.training) for module in model.modules()]
-    watch = _Watch(model, image)
+    if min(height, width, channels) < 1:
+        raise ValueError(f"an image has at least 1 pixel and 1 channel, not {input_size} and {channels}")
     try:
-        with torch.no_grad(), watch:
-            model.eval()(image)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model does not take an image of {height}x{width} pixels: {reason}") from error
+        net = _copy(model).cpu().eval()
+    except Exception as error:
+        raise ValueError(f"the model cannot be copied: {_first_line(error)}") from error
+    watch = _Watch(model, net)
+    size = _short((height, width))
+    watch.rows.append(LayerField("input", 1, 1, 0, 1, size, size, channels, 1, 1))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+            image = watch.image((height, width), channels, next(net.parameters(), torch.zeros(())).dtype)
+            return watch.finish(net(image))
+    except Exception as error:
+        shape = f"{height}x{width} pixels and {channels} channel{'s' * (channels > 1)}"
+        raise watch.refuse(f"it does not take an image of {shape}: {_first_line(error)}") from error
     finally:
-        watch.remove()
-        for module, training in modes:
-            module.training = training
-    return watch.rows
+        for hook in watch.hooks:
+            hook.remove()
 
 
 def receptive_field_table(rows: list[LayerField]) -> str:
@@ -135,150 +137,347 @@ def receptive_field_table(rows: list[LayerField]) -> str:
     return aligned([heading, *cells])
 
 
-class _Watch(TorchDispatchMode):
-    """Follows the image through the model, operation by operation, and collects the rows."""
+@dataclass(frozen=True)
+class _Map:
+    """The map that a tensor comes from; areas are counted in pixels of the image."""
 
-    def __init__(self, model: nn.Module, image: Tensor) -> None:
+    watch: _Watch
+    image: list[int]  # its size; not a tuple, because two images of one size are told apart by identity
+    size: Pair
+    jump: Pair = (1, 1)
+
+
+class _Seen(Tensor):
+    """A tensor without values.
+
+    Attributes:
+        edges: four tensors of this shape: minus the first row of the area that each value depends on, its last row,
+            minus its first column, its last column; -inf where it depends on none. So the edges of a union of areas
+            are the maxima of their edges.
+        map: the map that it comes from.
+    """
+
+    edges: list[Tensor]
+    map: _Map
+
+    @staticmethod
+    def __new__(cls: type[_Seen], edges: list[Tensor], dtype: torch.dtype, map: _Map) -> _Seen:
+        like = edges[0]
+        seen = Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), storage_offset=like.storage_offset(), dtype=dtype
+        )
+        torch._C._set_throw_on_mutable_data_ptr(seen)  # code in C that reads values fails, and does not crash
+        seen.edges, seen.map = edges, map
+        return seen
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"tensor(..., size={tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        seen = [t for t in tree_leaves((args, kwargs)) if isinstance(t, cls)]
+        return seen[0].map.watch.follow(func, args, kwargs or {}, seen)
+
+
+class _Watch(TorchFunctionMode):
+    """Follows the image through a copy of the model, operation by operation, and collects the rows."""
+
+    def __init__(self, model: nn.Module, net: nn.Module) -> None:
         super().__init__()
-        height, width = image.shape[-2:]
-        size = _short((height, width))
-        self.rows = [LayerField("input", 1, 1, 0, 1, size, size, image.shape[1], 1, 1)]
-        # The tensors are kept beside what is known of them, because an id is unique among living objects only.
-        self.known: dict[int, tuple[Tensor, _Map]] = {id(image): (image, _Map((_Axis(height), _Axis(width))))}
-        self.running: list[tuple[str, nn.Module]] = []
-        self.handles = []
-        for name, module in model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(self._enter(name)))
-            self.handles.append(module.register_forward_hook(self._leave))
+        self.rows: list[LayerField] = []
+        self.reach: Pair = (1, 1)
+        self.refused = ""
+        self.originals = {id(module) for module in model.modules()}
+        self.names = {id(module): name for name, module in net.named_modules()}
+        self.running = [net]
+        hooks = nn.modules.module
+        self.hooks = (
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave),
+        )
+        for module in net.modules():
+            if getattr(module, "redraws_image", False):
+                module.forward = partial(self._redraw, module)  # type: ignore[method-assign]
 
-    def _enter(self, name: str) -> Any:
-        return lambda module, _inputs: self.running.append((name, module))
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        if id(module) in self.originals:
+            raise self.refuse(f"it calls the model's own {type(module).__name__} in a way that a copy does not have")
+        if id(module) in self.names:
+            self.running.append(module)
 
-    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        name, _ = self.running.pop()
-        if isinstance(module, Deslant) and isinstance(output, Tensor):
-            height, width = output.shape[-2:]
-            before, after = _short(tuple(inputs[0].shape[-2:])), _short((height, width))
-            self.known[id(output)] = (output, _Map((_Axis(height), _Axis(width))))
-            self.rows.append(LayerField(name, 1, 1, -module.crop, 1, before, after, output.shape[1], 1, 1))
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        while id(module) in self.names and self.running.pop() is not module:
+            pass
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self.handles:
-            handle.remove()
+    def refuse(self, reason: str) -> ValueError:
+        """The error to raise; it is kept, because the model may catch it."""
+        module = self.running[-1]
+        self.refused = self.refused or f"{self.names[id(module)] or 'the model'} ({type(module).__name__}): {reason}"
+        return ValueError(self.refused)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and id(t) in self.known]
-        if inputs:
-            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-            after = self.follow(func._schema.name.removeprefix("aten::"), inputs, outputs, args)
-            self.known |= {id(t): (t, after) for t in outputs}
-        return result
+    def image(self, size: Pair, channels: int, dtype: torch.dtype) -> _Seen:
+        """An image, each pixel of which sees itself."""
+        y, x = (torch.arange(n, dtype=torch.float32, device="cpu") for n in size)
+        edges = [e.expand(1, channels, *size).clone() for e in (-y[:, None], y[:, None], -x, x)]
+        return _Seen(edges, dtype, _Map(self, [*size], size))
 
-    def follow(self, operation: str, inputs: list[Tensor], outputs: list[Tensor], args: tuple) -> _Map:
-        """What is known of the outputs of one operation."""
-        name = self.layer_name(operation)
-        maps = [self.known[id(t)][1] for t in inputs]
-        before, operation = maps[0], operation.rstrip("_")
-        windows = _windows(operation, args)
-        if windows is not None:
-            self._require_map(name, before, inputs)
-            sizes = outputs[0].shape[2:] if outputs[0].dim() == 4 else (1, 1)
-            after = _Map(tuple(axis.window(s, *w) for axis, s, w in zip(before.axes, sizes, windows, strict=True)))
-            self._add_row(name, before, after, windows, channels=outputs[0].shape[1])
-            return after
-        if "conv" in operation or "pool" in operation:
-            raise ValueError(f"the effect of {self.kind(name, operation)} on the receptive field is not known")
-        ended = next((m for m in maps if m.ended_by), None)
-        if ended:
-            return ended
-        if before.size == (1, 1) and all(m == before for m in maps):
-            return before  # a single pixel: no operation changes its field
-        if operation in POINTWISE and all(t.shape[2:] == m.size for t, m in zip(inputs, maps, strict=True)):
-            return self._join(name, maps, outputs[0])
-        if operation == "constant_pad_nd" and outputs[0].dim() == 4:
-            left, top = (args[1][0], args[1][2] if len(args[1]) > 2 else 0)
-            return _Map(
-                tuple(
-                    replace(axis, size=size, start=axis.start - pad * axis.jump, stop=axis.stop - pad * axis.jump)
-                    for axis, size, pad in zip(before.axes, outputs[0].shape[2:], (top, left), strict=True)
-                )
-            )
-        return replace(before, ended_by=self.kind(name, operation))
+    def _redraw(self, module: nn.Module, image: _Seen) -> _Seen:
+        """The image that a layer returns which moves pixels; a blank one tells its size."""
+        if _field(image.edges, image.map.image) != (1, 1):
+            raise self.refuse("only the first layer can redraw the image")
+        blank = type(module).forward(module, torch.zeros(image.shape, dtype=image.dtype))
+        new = self.image(tuple(blank.shape[2:]), blank.shape[1], blank.dtype)
+        crop = [(a - b) // 2 for a, b in zip(new.map.size, image.shape[2:], strict=True)]
+        self._add_row("", new.edges, image.map, new.map, [(1, 1, pad, 1) for pad in crop])
+        return new
 
-    def layer_name(self, operation: str) -> str:
-        """The running module's name if it has no submodules, else that name and the operation's."""
-        name, module = self.running[-1]
-        leaf = name and not any(True for _ in module.children())
-        return name if leaf else f"{name}.{operation.removesuffix('_with_indices')}".lstrip(".")
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in OUTSIDE and any(isinstance(t, _Seen) for t in args[name == "__set__" :]):
+            raise self.refuse(f"it uses values of the image where they cannot be followed ({name.strip('_')})")
+        if func is F.pad and kwargs.get("mode") == "circular":  # else copied in parts from the far border
+            kwargs["mode"] = "constant"
+        return func(*args, **kwargs)
 
-    def kind(self, name: str, operation: str) -> str:
-        """The layer for messages: its name, and its class if it is a module, else the operation."""
-        own_name, module = self.running[-1]
-        return f"{name} ({type(module).__name__ if name == own_name else operation})"
+    def follow(self, func: Any, args: tuple, kwargs: dict, seen: list[_Seen]) -> Any:
+        """The result of one operation on areas."""
+        name, arguments = func._schema.name.removeprefix("aten::"), func._schema.arguments
+        call = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        call |= dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+        written = [call[a.name] for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+        x = max(seen, key=Tensor.numel)
+        if not all(isinstance(t, _Seen) for t in written):
+            raise self.refuse(f"it writes what depends on the image into a tensor of its own ({name})")
+        if any(t.map.image is not x.map.image for t in seen):
+            raise self.refuse(f"it joins the image as it was and as it was redrawn ({name})")
+        if not all("Tensor" in str(result.type) for result in func._schema.returns):
+            raise self.refuse("what it does depends on the values of the image")
+        if name in MOVES or (func.is_view and "dtype" not in call):
+            moved = self._move(func, name, call, x)
+            return written[0] if written else moved
+        alone = len(seen) == 1 and args[0] is x and not written
+        elementwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE
+        if name.startswith("new_") or name.endswith("_like") or name in OVERWRITES:
+            elementwise, seen = True, [t for t in seen if written and t is not written[0]]
+        elif name == "native_batch_norm" and not call["training"] and alone:
+            elementwise = True
+        if not (elementwise or (name in PRODUCTS and not written) or (name in REDUCTIONS | WINDOWS and alone)):
+            raise self.refuse(f"the effect of {name} on the receptive field is not known")
+        outputs = _on_meta(func, call)
+        shape, map = tree_leaves(outputs)[0].shape, x.map
+        if elementwise:
+            nothing = torch.full((), -inf, device="cpu")
+            edges = [reduce(torch.maximum, [t.edges[k] for t in seen], nothing).expand(shape).clone() for k in range(4)]
+        elif name in PRODUCTS:
+            edges, map = self._product(name, call, x)
+        elif name in REDUCTIONS:
+            edges, map = self._reduce(name, call, x, shape)
+        else:
+            edges, map = self._slide(name, call, x, shape)
+        if written:
+            for old, new in zip(written[0].edges, edges, strict=True):
+                old.copy_(new)
+            return written[0]
 
-    @staticmethod
-    def _require_map(name: str, before: _Map, inputs: list[Tensor]) -> None:
-        if before.ended_by:
-            raise ValueError(f"{name} comes after {before.ended_by}, whose effect on the receptive field is not known")
-        if inputs[0].dim() != 4 or inputs[0].shape[2:] != before.size or len(inputs) > 1:
-            raise ValueError(f"{name} does not work on the map of the layer before it: there is no chain to follow")
+        def tensor(t: Tensor) -> _Seen:  # an output of another shape, a statistic, sees all that the first sees
+            return _Seen([e if t.shape == shape else e.amax().expand(t.shape).clone() for e in edges], t.dtype, map)
 
-    @staticmethod
-    def _join(name: str, maps: list[_Map], output: Tensor) -> _Map:
-        """The union of the fields of all paths, which line up only if size and jump agree."""
-        if any((a.size, a.jump) != (b.size, b.jump) for m in maps for a, b in zip(m.axes, maps[0].axes, strict=True)):
-            raise ValueError(f"the layers form no chain: {name} joins paths whose size or jump differ")
-        if output.shape[2:] != maps[0].size:
-            return replace(maps[0], ended_by=name)
-        along = zip(*(m.axes for m in maps), strict=True)
-        return _Map(tuple(replace(a[0], start=min(x.start for x in a), stop=max(x.stop for x in a)) for a in along))
+        return tree_map_only(Tensor, tensor, outputs)
 
-    def _add_row(self, name: str, before: _Map, after: _Map, windows: list[tuple[int, ...]], channels: int) -> None:
-        kernel, stride, padding, dilation = (_short(pair) for pair in zip(*windows, strict=True))
-        jump, field = _short(a.jump for a in after.axes), _short(a.stop - a.start for a in after.axes)
-        sizes = _short(before.size), _short(after.size)
+    def _move(self, func: Any, name: str, call: dict, x: _Seen) -> Any:
+        """An operation that only moves values moves their edges in the same way."""
+        indices = tree_leaves([call.get("index"), call.get("indices")])
+        if any(isinstance(t, _Seen) for t in indices) or call.get("accumulate"):
+            raise self.refuse(f"where it reads or writes depends on the values of the image ({name})")
+
+        def moved(*edges: Tensor) -> _Seen:
+            size = tuple(edges[0].shape[2:])
+            grid = _grid(edges, x.map) if edges[0].dim() == 4 and size != x.map.size else None
+            return _Seen([*edges], x.dtype, replace(x.map, size=size, jump=grid[0]) if grid else x.map)
+
+        return tree_map(moved, *(func(**_edge(call, k)) for k in range(4)))
+
+    def _product(self, name: str, call: dict, x: _Seen) -> tuple[list[Tensor], _Map]:
+        """A value of a matrix product sees what a row of the left matrix and a column of the right one see."""
+        edges = []
+        for k in range(4):
+            *bias, left, right = (v for v in _edge(call, k).values() if isinstance(v, Tensor))
+            edges.append(reduce(torch.maximum, bias, torch.maximum(left.amax(-1, True), right.amax(-2, True))))
+        whole = left.shape[-1] % prod(x.map.size) == 0 and all(e.amin() == e.amax() for e in edges)
+        return self._whole(name, edges, x.map, (1, 1)) if whole else (edges, x.map)
+
+    def _reduce(self, name: str, call: dict, x: _Seen, shape: torch.Size) -> tuple[list[Tensor], _Map]:
+        """A reduction joins positions along some dimensions, and so does a normalization by statistics of its input."""
+        dims = call.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims or [*range(x.dim())]
+        if name == "native_layer_norm":
+            dims = dims[-len(call["normalized_shape"]) :]
+        elif name in ("native_batch_norm", "native_group_norm"):
+            dims.remove(1 if "batch" in name else 0)
+        edges = [e.amax(dims, call.get("keepdim", shape == x.shape)).expand(shape).clone() for e in x.edges]
+        if shape.numel() < x.numel() == shape.numel() * prod(x.map.size):
+            return self._whole(name, edges, x.map, x.map.size)
+        return _within(edges, x.map.image) if x.dim() - len(dims) == 1 else edges, x.map
+
+    def _whole(self, name: str, edges: list[Tensor], map: _Map, stride: Pair) -> tuple[list[Tensor], _Map]:
+        """A layer that has the whole map for a kernel."""
+        edges, after = (
+            _within(edges, map.image),
+            replace(map, size=(1, 1), jump=tuple(j * s for j, s in zip(map.jump, stride, strict=True))),
+        )
+        self._add_row(name, edges, map, after, [(k, s, 0, 1) for k, s in zip(map.size, stride, strict=True)])
+        return edges, after
+
+    def _slide(self, name: str, call: dict, x: _Seen, shape: torch.Size) -> tuple[list[Tensor], _Map]:
+        """A convolution, a pooling, or a padding, which is a window of one pixel that starts beyond the border."""
+        if x.dim() != 4 or len(shape) != 4 or call.get("transposed"):
+            raise self.refuse(f"the effect of {name} on the receptive field is not known in this form")
+        grid = _grid(x.edges, x.map)
+        if grid is None:
+            raise self.refuse(f"the areas that its input sees are not evenly spaced ({name})")
+        jump, step = grid
+        windows = self._windows(name, call, x.shape)
+        kernel, stride, padding, dilation = zip(*windows, strict=True)
+        groups, channel_pad, edges = call.get("groups"), call.get("pad", [])[4:], []
+        for k, edge in enumerate(x.edges):
+            edge = F.pad(edge, [0] * 4 + channel_pad, value=-inf) if channel_pad else edge
+            edge = edge.unflatten(1, (groups, -1)).amax(2) if groups else edge
+            for axis in (0, 1):
+                needed = (shape[axis + 2] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+                slope = step[axis] * (2 * (k % 2) - 1) if k // 2 == axis else 0
+                edge = _extended(edge, axis + 2, padding[axis], needed - padding[axis] - edge.shape[axis + 2], slope)
+            edge = F.max_pool2d(edge, kernel, stride, 0, dilation)
+            edges.append(edge.repeat_interleave(shape[1] // groups, 1) if groups else edge)
+        before = replace(x.map, size=tuple(x.shape[2:]))
+        after = replace(x.map, size=tuple(shape[2:]), jump=tuple(j * s for j, s in zip(jump, stride, strict=True)))
+        if "adaptive" in name and after.size == (1, 1):
+            edges = _within(edges, x.map.image)
+        if "pad" not in name:
+            self._add_row(name, edges, before, after, windows)
+        return edges, after
+
+    def _windows(self, name: str, call: dict, shape: torch.Size) -> list[Window]:
+        """The windows of a convolution, a pooling or a padding along height and width."""
+        if "_pad" in name:
+            amounts = [*(call.get("pad") or call["padding"]), 0, 0]
+            return [(1, 1, amounts[2], 1), (1, 1, amounts[0], 1)]
+        if "adaptive" in name:
+            return [self._adaptive(n, m) for n, m in zip(shape[2:], call["output_size"], strict=True)]
+        kernel = call["weight"].shape[2:] if "weight" in call else call["kernel_size"]
+        arguments = kernel, call["stride"] or kernel, call["padding"], call.get("dilation", [1])
+        return [tuple(a[i] for a in arguments) for i in (0, -1)]
+
+    def _adaptive(self, size: int, outputs: int) -> Window:
+        """The window by which adaptive pooling covers `size` pixels with that many outputs."""
+        stride = size // outputs
+        kernel = size - (outputs - 1) * stride
+        bounds = [(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
+        if stride == 0 or bounds != [(i * stride, i * stride + kernel) for i in range(outputs)]:
+            raise self.refuse(f"adaptive pooling of {size} pixels to {outputs} has no single kernel and stride")
+        return kernel, stride, 0, 1
+
+    def _add_row(self, operation: str, edges: list[Tensor], before: _Map, after: _Map, windows: list[Window]) -> None:
+        if edges[0].max() == -inf:  # a layer that works on what does not depend on the image
+            return
+        module, operation = self.running[-1], operation.removesuffix("_with_indices").strip("_")
+        name, leaf = self.names[id(module)], not any(True for _ in module.children())
+        name = name if (name and leaf) or not operation else f"{name}.{operation}".lstrip(".")
+        channels, jump = edges[0].shape[1] if edges[0].dim() > 1 else 1, _short(after.jump)
+        kernel, stride, padding, dilation = map(_short, zip(*windows, strict=True))
+        sizes, field = (_short(before.size), _short(after.size)), _short(_field(edges, after.image))
         self.rows.append(LayerField(name, kernel, stride, padding, dilation, *sizes, channels, jump, field))
+        self.reach = _extent(_within(edges, after.image))
+
+    def finish(self, output: Any) -> list[LayerField]:
+        """All rows, with one for the output if the last does not tell what it sees."""
+        if self.refused:
+            raise ValueError(self.refused)
+        outputs = [t for t in tree_leaves(output) if isinstance(t, _Seen) and t.edges[0].max() > -inf]
+        if not outputs:
+            raise self.refuse("its output does not depend on the image")
+        reach, widest = max(((_extent(_within(t.edges, t.map.image)), t) for t in outputs), key=lambda pair: pair[0])
+        if reach != self.reach:
+            self._add_row("output", widest.edges, widest.map, widest.map, [(1, 1, 0, 1)] * 2)
+        return self.rows
 
 
-def _windows(operation: str, args: tuple) -> list[tuple[int, ...]] | None:
-    """(kernel, stride, padding, dilation) along height and width if the operation is a layer with a window."""
-    if operation == "convolution":
-        _, weight, _, stride, padding, dilation, transposed = args[:7]
-        if transposed or weight.dim() != 4:
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy, also of what `deepcopy` refuses: buffers without a shape yet, and results that the model has kept."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for t in [*vars(module).values(), *module.buffers(recurse=False)]:
+            if isinstance(t, nn.UninitializedBuffer):
+                memo[id(t)] = nn.UninitializedBuffer(dtype=t.dtype)  # type: ignore[call-arg]
+            elif isinstance(t, Tensor) and not t.is_leaf:
+                memo[id(t)] = t.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _on_meta(func: Any, call: dict) -> Any:
+    """The result of an operation as tensors that have a shape and a type only."""
+    if func is torch.ops.aten._convolution.default:  # of traced models; it has no such form in every version
+        func = torch.ops.aten.convolution.default
+        call = {a.name: call[a.name] for a in func._schema.arguments}
+    call = tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), call)
+    return func(**(call | {"device": "meta"} if "device" in call else call))
+
+
+def _edge(call: dict, k: int) -> dict:
+    """The arguments of an operation with the k-th edge in place of each tensor, but for indices."""
+
+    def edge(t: Tensor) -> Tensor:
+        return t.edges[k] if isinstance(t, _Seen) else torch.full((), -inf, device="cpu").expand(t.shape)
+
+    return {n: v if n in ("index", "indices") else tree_map_only(Tensor, edge, v) for n, v in call.items()}
+
+
+def _grid(edges: Sequence[Tensor], map: _Map) -> tuple[Pair, Pair] | None:
+    """The jump, and the step from area to area (0 if all see the whole image); None if the steps are uneven.
+
+    They may be uneven in the outer quarter at each side, where a padding or a shift ends.
+    """
+    areas = torch.stack([*edges]).amax((1, 2)) * torch.tensor([-1, 1, -1, 1], device="cpu")[:, None, None]
+    height, width = areas.shape[1:]
+    areas = areas[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
+    jump, step = [*map.jump], [0, 0]
+    for axis, size in enumerate(map.image):
+        first, last = area = areas[2 * axis : 2 * axis + 2]
+        steps = set(area.diff(dim=axis + 1).flatten().tolist()) or {jump[axis]}
+        if len(steps) == 1 and min(steps) > 0 and not area.diff(dim=2 - axis).any():
+            jump[axis] = step[axis] = int(steps.pop())
+        elif not ((first <= 0) & (last >= size - 1) | (last == -inf)).all():
             return None
-        return list(zip(weight.shape[2:], *map(_long, (stride, padding, dilation)), strict=True))
-    if operation in ("max_pool2d_with_indices", "max_pool2d", "avg_pool2d"):
-        kernel, stride, padding, dilation = args[1:5] + (None, 0, 1)[len(args) - 2 :]
-        dilation = 1 if operation == "avg_pool2d" else dilation  # its argument there is ceil_mode
-        return list(zip(*map(_long, (kernel, stride or kernel, padding, dilation)), strict=True))
-    if operation in ("_adaptive_avg_pool2d", "adaptive_max_pool2d"):
-        return [_adaptive_window(n, m) for n, m in zip(args[0].shape[-2:], _long(args[1]), strict=True)]
-    if operation in ("mean", "sum", "amax") and len(args) > 1 and args[0].dim() == 4:
-        dims = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
-        if {d % 4 for d in dims} == {2, 3}:
-            return [(n, n, 0, 1) for n in args[0].shape[2:]]
-    return None
+    return tuple(jump), tuple(step)
 
 
-def _adaptive_window(size: int, outputs: int) -> tuple[int, ...]:
-    """The window by which adaptive pooling covers `size` pixels with that many outputs."""
-    starts = [i * size // outputs for i in range(outputs)]
-    stops = [-(-(i + 1) * size // outputs) for i in range(outputs)]
-    kernels = {stop - start for start, stop in zip(starts, stops, strict=True)}
-    strides = {b - a for a, b in zip(starts, starts[1:], strict=False)} or {size}
-    if len(kernels) > 1 or len(strides) > 1:
-        raise ValueError(f"adaptive pooling of {size} pixels to {outputs} has no single kernel and stride")
-    return kernels.pop(), strides.pop(), 0, 1
+def _extended(edge: Tensor, dim: int, before: int, after: int, slope: int) -> Tensor:
+    """The edge of a map that goes on for so many positions before its first and after its last."""
+    at = torch.arange(-before, edge.shape[dim] + after, device="cpu")
+    inside = at.clamp(0, edge.shape[dim] - 1)
+    return edge.index_select(dim, inside) + (slope * (at - inside)).view(-1, *[1] * (3 - dim))
 
 
-def _long(value: int | list[int] | tuple[int, ...]) -> Pair:
-    """An argument as a pair: it may be one number for both axes."""
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _within(edges: list[Tensor], image: list[int]) -> list[Tensor]:
+    """The edges of the parts of the areas that lie in the image."""
+    return [e.clamp(max=limit) for e, limit in zip(edges, (0, image[0] - 1, 0, image[1] - 1), strict=True)]
 
 
-def _short(pair: Any) -> int | Pair:
+def _extent(edges: list[Tensor]) -> Pair:
+    """Height and width of the largest area."""
+    return tuple(int((low + high).max()) + 1 for low, high in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _field(edges: list[Tensor], image: list[int]) -> Pair:
+    """Height and width of the areas if they are the same all over the map, else of the largest within the image."""
+    spans = [(low + high).unsqueeze(-1).flatten(2) for low, high in zip(edges[::2], edges[1::2], strict=True)]
+    return _extent(edges if all((s.amax(2) == s.amin(2)).all() for s in spans) else _within(edges, image))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _short(pair: Pair) -> Any:
     """One number if both axes agree, else the pair."""
     height, width = pair
     return height if height == width else (height, width)
