@@ -83,10 +83,6 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"now fits {train[2]:.2f} % of the training images, and a gap of {train[2] - mean[2]:.2f} is left",
         f"{mean[3]:.2f} on average; the lowest of all last five epochs is {steps[3].last5_min.min():.2f}. "
         f"Receptive field: {padded} with the padding; the head sees all {seen}x{seen} pixels",
-        f"now fits {train[2]:.2f} % of the training images",
-        f"{mean[3]} on average over twenty random seeds; the lowest of all their last five epochs is "
-        f"{steps[3].last5_min.min():.2f}. Receptive field: {padded} with the padding; the head sees all {seen}x{seen} "
-        "pixels that the crop leaves.",
         f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
         f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
         f"takes {rung.time:.2f} of the time of Step 2's net and changes the accuracy by {rung.last5_mean:.3f} points "
