@@ -147,6 +147,12 @@ def test_padding_of_any_kind_counts_alike(mode):
     ]
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_head_on_nothing_but_padding_sees_the_pixels_that_it_repeats(mode):
+    net = nn.Sequential(Apply(lambda x: F.pad(x, (0, 0, 3, 3), mode)[:, :, :3]), nn.Flatten(), nn.LazyLinear(3))
+    assert fields(net)[-1] == (3, 28)
+
+
 def test_overlapping_and_rounded_up_pooling():
     rows = receptive_field(nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2)))
     assert [row.size_out for row in rows] == [28, 14, 7]

@@ -88,7 +88,7 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
 
     A convolution or pooling is counted with the padding beyond the border of the image, whatever the padding is filled
     with, as in published tables, so its field may be larger than the image. A layer that sees the whole map, and one
-    whose outputs see areas of different size, is counted by the largest area within the image. Where paths join, the
+    whose outputs see areas of different size, is counted by the largest area, at most the image. Where paths join, the
     field is the smallest rectangle around all that they see. A normalization by statistics of the image sees the whole
     image; BatchNorm with statistics of the batch also sees its other images, which no row can tell.
 
@@ -458,8 +458,12 @@ def _extended(edge: Tensor, dim: int, before: int, after: int, slope: int) -> Te
 
 
 def _within(edges: list[Tensor], image: list[int]) -> list[Tensor]:
-    """The edges of the parts of the areas that lie in the image."""
-    return [e.clamp(max=limit) for e, limit in zip(edges, (0, image[0] - 1, 0, image[1] - 1), strict=True)]
+    """The edges, those of the whole image where an area is larger; padding may repeat pixels, so none is cut off."""
+    result = []
+    for low, high, size in zip(edges[::2], edges[1::2], image, strict=True):
+        larger = low + high + 1 > size
+        result += [low.masked_fill(larger, 0), high.masked_fill(larger, size - 1)]
+    return result
 
 
 def _extent(edges: list[Tensor]) -> Pair:
@@ -468,7 +472,7 @@ def _extent(edges: list[Tensor]) -> Pair:
 
 
 def _field(edges: list[Tensor], image: list[int]) -> Pair:
-    """Height and width of the areas if they are the same all over the map, else of the largest within the image."""
+    """Height and width of the areas if they are the same all over the map, else of the largest, at most the image."""
     spans = [(low + high).unsqueeze(-1).flatten(2) for low, high in zip(edges[::2], edges[1::2], strict=True)]
     return _extent(edges if all((s.amax(2) == s.amin(2)).all() for s in spans) else _within(edges, image))
 
