@@ -25,6 +25,7 @@ from tinymnist.figures import plot_augmentation, plot_digits, plot_effects, plot
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from tinymnist.runs import (
+    LAST,
     Run,
     TrainingError,
     accuracy,
@@ -278,8 +279,8 @@ def train_run(
         facts, weights: as for `save_run`; `facts["seed"]` is the random seed.
 
     Returns:
-        the run, or what `save_failure` wrote if a loss was not finite, or if the net is no better in the end than one
-        that gives every image the same answer.
+        the run, or what `save_failure` wrote if a loss was not finite, or if after five epochs or more the net is no
+        better than one that gives every image the same answer.
 
     Raises:
         OSError: another process is writing the same run, or a file cannot be written.
@@ -290,7 +291,7 @@ def train_run(
         try:
             history = fit(net, recipe, digits, facts["seed"], device, progress, **options)
             correct, most = history[-1]["test_correct"], int(digits.test_labels.bincount().max())
-            if correct <= most:
+            if recipe.epochs >= LAST and correct <= most:  # after fewer, a net may not have learnt yet
                 raise TrainingError(f"in the end it gets {correct} images right, one answer for all would get {most}")
         except TrainingError as error:
             return save_failure(path, recipe, facts, error)

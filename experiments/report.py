@@ -156,10 +156,8 @@ def readme(frame: pd.DataFrame) -> str:
         if len(picked):
             parts += [f"## {heading}", f"{text} ({setting(picked)})", *(table(picked) for table in tables)]
     if failed := sorted(runs.RESULTS.glob("**/seed_*.failed")):
-        reasons = (
-            f"- {path.relative_to(runs.RESULTS)}: {runs.read_json(path, itemgetter('failed'))}" for path in failed
-        )
-        parts += ["## Trainings that came to nothing", "They are in no table.", "\n".join(reasons)]
+        lines = (f"- {p.relative_to(runs.RESULTS)}: {runs.read_json(p, itemgetter('failed'))}" for p in failed)
+        parts += ["## Trainings that came to nothing", "They are in no table.", "\n".join(lines)]
     parts += ["## Speed", speed()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -1,6 +1,7 @@
 """Distillation: the loss, the soft labels, and the teachers that give them."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from experiments.distillation import Distillation, TeacherNet, soft_labels, soft
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist import runs
-from tinymnist.data import HELD_OUT
 from utils import Recipe, count_parameters, evaluate, fit
 
 
@@ -81,6 +81,7 @@ def test_soft_labels_average_over_augmented_copies(drawn):
 
 
 def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn, in_this_process):
+    there = teacher_path("validation").parent
     short, trained = replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1)), in_this_process.jobs
     monkeypatch.setitem(STEPS, 3, short)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
@@ -89,9 +90,11 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     monkeypatch.setattr(distillation, "in_processes", in_this_process)
     with pytest.raises(FileNotFoundError, match=r"no teacher .*python -m experiments\.distillation trains it"):
         soft_labels_of("validation", short.recipe)
-    for split in list(HELD_OUT)[2:]:
-        teacher_path(split).parent.mkdir(parents=True, exist_ok=True)
-        teacher_path(split).with_suffix(".pt").touch()
+    shutil.copytree(there, teacher_path("validation").parent)
+    teacher_path("validation").unlink()
+    teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(OSError, match=r"no weights of TeacherNet in .*seed_1\.pt \(.*not a zip file\)"):
+        soft_labels_of("validation-0", short.recipe)
     assert distillation.main([]) == 0
     assert trained == ["validation", "validation-0"]
     teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 43_930}) for split in trained]
