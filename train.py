@@ -12,16 +12,16 @@ after Ctrl-C. A training that comes to nothing, for example because its loss is 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("train.py")
+
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-if __name__ == "__main__":  # PyTorch takes seconds to import
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("train.py")
 
 import numpy as np
 import torch

@@ -261,10 +261,31 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
     assert runs.commit() == f"{clean}-dirty"
 
 
+def interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, repository):
+    (tmp_path / "torch.py").write_text("import time; print('importing'); time.sleep(60)")
+    command = [sys.executable, str(repository / "train.py"), "--step", "2"]
+    environment, pipe = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}, subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
+    ) as child:
+        assert child.stdout.readline() == "importing\n"
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err.count("\n")) == (130, 1)
+    assert err.startswith("train.py: interrupted")
+
+
 @pytest.mark.parametrize(
     ("step", "extra", "begun"), [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds")]
 )
 def test_interrupted_run_leaves_nothing_half_written(tmp_path, step, extra, begun):
+    # Processes take minutes to start here, as many do at once: nobody waits for them.
+    slow = "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv: time.sleep(90)"
+    (tmp_path / "sitecustomize.py").write_text(slow)
     earlier = tmp_path / f"step{step}" / "seed_0.json"
     earlier.parent.mkdir()
     earlier.write_text("earlier")
@@ -274,8 +295,8 @@ def test_interrupted_run_leaves_nothing_half_written(tmp_path, step, extra, begu
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.REPOSITORY}"},
+        preexec_fn=interruptible,
         start_new_session=True,
     )
     try:

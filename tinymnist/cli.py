@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
 INTERRUPTED = "interrupted; finished runs are kept, those under way are not written"
 
 
@@ -67,6 +65,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def failure(self, run: dict[str, Any]) -> bool:
         """Whether a training came to nothing; if so, say it in one line on stderr."""
+        from tqdm import tqdm  # not above: `stop_at_once` has to be there soon
+
         if "failed" in run:
             name = "".join(f"{run[key]}/" for key in ("group", "variant") if key in run)
             tqdm.write(f"{self.prog}: {name}seed {run['seed']} failed: {run['failed']}", file=sys.stderr)
