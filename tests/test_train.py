@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from utils import evaluate, load_runs
 
 SMALL = "import sys, train, utils; train.load_drawn = lambda: utils.load_drawn(600, 200); sys.exit(train.main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+NOT_FINITE = "a loss of epoch 1 is not finite: a lower learning rate may help"
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +217,90 @@ def test_unwritable_out_is_refused_before_training(capsys, tmp_path):
         error_of(result)
         assert result[1] == ""
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_training_that_comes_to_nothing_fails_the_call_in_one_line(capsys, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(train, "in_processes", in_this_process)
+    monkeypatch.setitem(STEPS, 1, replace(STEPS[1], recipe=replace(STEPS[1].recipe, max_lr=1e30)))
+    for number, extra in ((1, ["--seed", 0]), (2, ["--seeds", 2])):
+        code, out, err = call(capsys, "--step", 1, "--data", "drawn", "--device", "cpu", "--out", tmp_path, *extra)
+        lines = [line for line in err.splitlines() if line.startswith("train.py: ")]
+        assert (code, lines) == (1, [f"train.py: seed {k} failed: {NOT_FINITE}" for k in range(number)])
+        assert "written" not in out
+        assert "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "step1").iterdir()) == ["seed_0.failed", "seed_1.failed"]
+
+
+def test_two_calls_into_one_folder_are_told(capsys, tmp_path):
+    common = ["--step", 1, "--data", "drawn", "--epochs", 1, "--out", tmp_path]
+    (tmp_path / "step1").mkdir()
+    with runs.claimed(tmp_path / "step1"), runs.claimed(tmp_path / "step1" / "seed_7.json"):
+        assert f"another process is writing {tmp_path / 'step1'}: " in error_of(call(capsys, *common, "--seeds", 2))
+        assert "another process is writing " in call(capsys, *common, "--seed", 7)[2]
+        assert call(capsys, *common, "--seed", 8)[0] == 0  # another run may be trained beside
+
+
+KILLING = """
+import multiprocessing, os, random, signal, sys, time
+from pathlib import Path
+import torch, train, utils
+from tinymnist.runs import read_run
+
+out, kills, seeds, digits = Path(sys.argv[1]), int(sys.argv[2]), 8, utils.load_drawn(300, 100)
+spawned, train.load_drawn = multiprocessing.get_context("fork"), lambda: digits
+multiprocessing.get_context = lambda _: spawned  # so that a call does not import PyTorch for seconds
+torch.set_num_threads(1)
+torch.optim.SGD([torch.zeros(1)], 0.1)  # the first one imports half of PyTorch
+random.seed(0)
+
+def start(name):
+    if child := os.fork():
+        return child
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    options = ["--step", "3", "--seeds", str(seeds), "--epochs", "1", "--data", "drawn", "--device", "cpu", "--out"]
+    os._exit(train.main([*options, str(out / name)]))
+
+def records(name):
+    return sorted((out / name / "step3").glob("seed_*.json"))
+
+began = time.perf_counter()
+assert os.waitstatus_to_exitcode(os.waitpid(start("undisturbed"), 0)[1]) == 0
+seconds, found = time.perf_counter() - began, []
+for _ in range(kills):
+    child = start("killed")
+    time.sleep(random.uniform(0.1, 0.8) * seconds)
+    random.choice((os.kill, os.killpg))(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found.append(len(records("killed")))
+    assert all(read_run(path, {}) for path in records("killed"))
+    for path in random.sample(records("killed"), found[-1] // 2):  # so that there is something to do
+        path.unlink()
+print(*found)
+assert os.waitstatus_to_exitcode(os.waitpid(start("killed"), 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_killed_calls_leave_whole_runs_and_the_next_ends_as_if_undisturbed(tmp_path):
+    """KILLS=50 in the environment kills fifty times."""
+    kills = os.environ.get("KILLS", "6")
+    command = [sys.executable, "-c", KILLING, str(tmp_path), kills]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120 + 10 * int(kills))
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert len(done.stdout.split()) == int(kills)
+    assert any(int(count) > 0 for count in done.stdout.split())
+    undisturbed, killed = (tmp_path / name / "step3" for name in ("undisturbed", "killed"))
+    names = sorted(f"seed_{seed}.{kind}" for seed in range(8) for kind in ("json", "pt"))
+    assert sorted(path.name for path in killed.iterdir()) == names
+    for name in names:
+        first, second = (without_times(folder / name) for folder in (undisturbed, killed))
+        assert first == second, name
+
+
+def without_times(path: Path) -> bytes:
+    """The content of a file of a run, without what it says about seconds."""
+    return re.sub(rb'"seconds": [^\n]*', b"", path.read_bytes())
 
 
 def test_only_full_runs_on_mnist_go_into_results(capsys, repository):

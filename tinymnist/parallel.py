@@ -100,11 +100,14 @@ def _call(function: Callable[[Any, Any], Any], job: Any) -> Any:
 def _start(threads: int, receiver: Connection, turn: AbstractContextManager[Any]) -> None:
     """Prepare a process of the pool."""
     global _shared
-    with turn:
-        _shared = pickle.loads(receiver.recv_bytes())
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        with turn:
+            _shared = pickle.loads(receiver.recv_bytes())
+    except EOFError:  # the parent was killed
+        os._exit(1)
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:

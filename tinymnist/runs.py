@@ -71,7 +71,7 @@ def claimed(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=3)  # a process whose parent was killed needs a moment to end
+        lock.acquire(timeout=2)  # a process whose parent was killed needs a moment to end
     except Timeout:
         raise OSError(f"another process is writing {path}: wait for its end, or choose another folder") from None
     except (OSError, NotImplementedError):
