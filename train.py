@@ -58,7 +58,7 @@ def parser() -> OneLineParser:
     add("--epochs", type=whole_number(1, 100_000), metavar="E", help="default: as in the step's recipe")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps or xpu")
     add("--graph", action="store_true", help="on a CUDA device, replay the passes as CUDA graphs")
-    add("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
+    add("--data", metavar="DIR|drawn", help="folder with the files of MNIST, or drawn: digits from fonts")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
     held_out = "hold out the last sixth of the training images"
     add("--validate", dest="split", action="store_const", const="validation", default="test", help=held_out)

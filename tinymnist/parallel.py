@@ -72,6 +72,7 @@ def in_processes(
     threading.Thread(target=_send, args=(sender, pickle.dumps(shared), processes), daemon=True).start()
     try:
         with _interrupts_held_back():  # the processes inherit it, and leave Ctrl-C to this one
+            # No name holds the futures, which would keep all results.
             finished = as_completed([pool.submit(_call, function, job) for job in jobs])
         for future in finished:
             yield future.result()

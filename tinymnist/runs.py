@@ -77,13 +77,13 @@ def claimed(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError):
         pass
     try:
-        for partial in path.parent.glob(f".{path.stem}.*-*"):  # a process was killed in `write_atomically`
-            partial.unlink()
+        if lock.is_locked:
+            for partial in path.parent.glob(f".{path.stem}.*-*"):  # a process was killed in `write_atomically`
+                partial.unlink()
         yield
     finally:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # Windows does not delete a file that is open
-                os.unlink(lock.lock_file)
+        with contextlib.suppress(OSError):  # Windows does not delete a file that is open
+            os.unlink(lock.lock_file)
         lock.release()
 
 
@@ -213,8 +213,8 @@ def check_run(run: Any) -> Run:
     Raises:
         ValueError, LookupError, TypeError: it is not.
     """
-    epochs = run["recipe"]["epochs"]
-    if not len(last_accuracies(run, epochs)) == len(run["history"]) == epochs > 0 <= run["seed"]:
+    epochs, accuracies = run["recipe"]["epochs"], last_accuracies(run, len(run["history"]))
+    if not 0 < len(accuracies) == epochs or run["seed"] < 0:
         raise ValueError("not one entry for each epoch")
     return run
 
