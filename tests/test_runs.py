@@ -1,5 +1,6 @@
 """Records and weights: what is damaged is refused by name, and one process at a time writes."""
 
+import gc
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import torch
 from experiments import report
 from model import STEPS, FinalNet
 from tinymnist import runs
-from utils import Recipe, TrainingError, fit, train_run
+from utils import Digits, Recipe, TrainingError, fit, train_run
 
 TINY = Recipe(epochs=1, batch_size=64)
 FACTS = {"step": 3, "seed": 0, "data": "drawn", "split": "test"}
@@ -120,6 +121,17 @@ def test_a_training_that_comes_to_nothing_is_recorded_as_that(record, drawn):
         fit(STEPS[1].net(), diverging, drawn, progress=False)
     train_run(record, FinalNet, TINY, drawn, FACTS)
     assert sorted(path.name for path in record.parent.iterdir()) == ["seed_0.json", "seed_0.pt"]
+
+
+def test_many_runs_hold_no_memory(tmp_path, drawn):
+    def tensors_after(run: int) -> int:
+        train_run(tmp_path / f"seed_{run}.json", FinalNet, replace(STEPS[3].recipe, epochs=1), few, FACTS)
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    few = Digits(*(tensor[:100] for tensor in drawn))
+    counts = [tensors_after(run) for run in range(6)]
+    assert counts[2:] == [counts[2]] * 4
 
 
 def test_a_claim_keeps_others_out_and_ends_with_its_process(record, drawn, repository):

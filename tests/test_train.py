@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import utils
 from model import STEPS
 from tinymnist import parallel, runs
 from tinymnist.parallel import Ranks
-from utils import evaluate, load_runs
+from utils import evaluate, fit, load_runs
 
 SMALL = "import sys, train, utils; train.load_drawn = lambda: utils.load_drawn(600, 200); sys.exit(train.main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERED": "1"}
@@ -92,9 +93,14 @@ def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_pat
     assert code == 0
     assert "kept: " not in out
     assert [len(run["history"]) for run in load_runs(tmp_path / "step1", 2)] == [2, 2]
+    for seed, damage in enumerate((Path.unlink, lambda path: path.write_bytes(b"version https://git-lfs"))):
+        damage(tmp_path / "step1" / f"seed_{seed}.pt")
+        out = call(capsys, *arguments, 2)[1]
+        assert ("kept: " in out, out.count("written: ")) == (True, 1)
+        assert zipfile.is_zipfile(tmp_path / "step1" / f"seed_{seed}.pt")
 
 
-def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp_path):
+def test_torchrun_shares_the_seeds_which_have_the_same_bytes_as_alone_and_in_a_notebook(capsys, tmp_path, drawn):
     arguments = ["--step", "2", "--data", "drawn", "--epochs", "1", "--device", "cpu", "--out"]
     alone, shared = (tmp_path / name / "step2" for name in ("alone", "shared"))
     before = torch.get_num_threads()
@@ -102,6 +108,9 @@ def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp
         for seed in (0, 1):
             assert call(capsys, *arguments, tmp_path / "alone", "--threads", 1, "--seed", seed)[0] == 0
         assert torch.get_num_threads() == 1
+        torch.manual_seed(0)
+        net = STEPS[2].net()
+        history = fit(net, replace(STEPS[2].recipe, epochs=1), drawn, seed=0, progress=False)
     finally:
         torch.set_num_threads(before)
     shared.mkdir(parents=True)
@@ -111,7 +120,8 @@ def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*torchrun, sys.executable, "-c", SMALL, *arguments, str(tmp_path / "shared"), "--seeds", "3"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    elsewhere = ENVIRONMENT | {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
+    done = subprocess.run(command, env=elsewhere, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # The ranks share one standard output, where a line of the one may run into a line of the other.
     assert re.findall(r"step 2: (\d+) random seeds", done.stdout) == ["1", "1"]
@@ -123,8 +133,10 @@ def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp
         assert run["threads"] == 1
         del run["history"][0]["seconds"]
     assert runs_of_0[0] == runs_of_0[1]
-    weights = [torch.load(folder / "seed_0.pt", weights_only=True).values() for folder in (alone, shared)]
-    assert all(map(torch.equal, *weights))
+    assert (shared / "seed_0.pt").read_bytes() == (alone / "seed_0.pt").read_bytes()
+    weights = torch.load(shared / "seed_0.pt", weights_only=True)
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+    assert [record | {"seconds": 0} for record in history] == [runs_of_0[0]["history"][0] | {"seconds": 0}]
 
 
 def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(capsys, tmp_path, monkeypatch):
