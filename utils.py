@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from tinymnist.runs import (
     last_accuracies,
     load_runs,
     meets,
-    save_failure,
     save_run,
+    write_json,
 )
 from tinymnist.tables import effect_table, run_summary
 
@@ -270,17 +271,18 @@ def train_run(
     weights: bool = True,
     **options: Any,
 ) -> Run:
-    """Train a net from its random seed on, and write the run, or that it came to nothing.
+    """Train a net from its random seed on, and write the run.
+
+    A training comes to nothing if a loss is not finite, or if after five epochs or more the net is no better than one
+    that gives every image the same answer. Then `seed_K.failed` is written, and an earlier run stays.
 
     Args:
-        path: of the record.
+        path: of the record; facts, weights: as for `save_run`. The random seed is `facts["seed"]`.
         make_net: makes the net once PyTorch's generators are seeded.
         recipe, digits, device, progress, options: as for `fit`.
-        facts, weights: as for `save_run`; `facts["seed"]` is the random seed.
 
     Returns:
-        the run, or what `save_failure` wrote if a loss was not finite, or if after five epochs or more the net is no
-        better than one that gives every image the same answer.
+        the run; if it came to nothing, its facts, its recipe and the reason, `failed`.
 
     Raises:
         OSError: another process is writing the same run, or a file cannot be written.
@@ -294,7 +296,9 @@ def train_run(
             if recipe.epochs >= LAST and correct <= most:  # after fewer, a net may not have learnt yet
                 raise TrainingError(f"in the end it gets {correct} images right, one answer for all would get {most}")
         except TrainingError as error:
-            return save_failure(path, recipe, facts, error)
+            failed = {**facts, "recipe": asdict(recipe), "failed": str(error)}
+            write_json(path.with_suffix(".failed"), failed)
+            return failed
         fitted = evaluate(net, digits.train_images, digits.train_labels)
         return save_run(path, net, recipe, history, fitted, torch.device(device), facts, weights)
 

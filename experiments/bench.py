@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from tinymnist.cli import OneLineParser
 from tinymnist.data import default_root
 from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
-from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_atomically
+from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_json
 from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd
 
 REPEATS = 3
@@ -232,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = {"hardware": hardware(device), "torch_version": torch.__version__, "commit": commit()}
         for part in options.parts or PARTS:
             results[part] = (time_seeds(device) if part == "seeds" else time_contenders(part, device)) | facts
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+            write_json(path, results)
             print(f"written: {path}")
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)

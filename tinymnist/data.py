@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tinymnist.runs import write_atomically
+from tinymnist.runs import LARGEST, write_atomically
 
 # MD5 sums of the four unpacked files of the original distribution.
 MNIST_MD5 = {
@@ -28,7 +28,6 @@ MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-LARGEST = 2**26  # bytes; the largest file has 47 million, and nothing unpacks to more
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 
 # The sixth of the training images that a split holds out, by the split's name.

@@ -27,7 +27,7 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"
 LAST = 5  # the target is about each of the last five epochs
-LARGEST = 2**26  # bytes of weights; those of our nets have less than a thousandth
+LARGEST = 2**26  # bytes; nothing that we read has more, unpacked
 
 
 class TrainingError(RuntimeError):
@@ -58,6 +58,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -150,22 +155,8 @@ def save_run(
         torch.save(state, buffer)
         run["weights_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
         write_atomically(path.with_suffix(".pt"), buffer.getvalue())
-    write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
+    write_json(path, run)
     path.with_suffix(".failed").unlink(missing_ok=True)
-    return run
-
-
-def save_failure(path: Path, recipe: Recipe, facts: Run, error: TrainingError) -> Run:
-    """Write that a training came to nothing, as `seed_K.failed`, which nothing takes for a run; returns what it says.
-
-    Args:
-        path: of the JSON file that a run would have had; what is there stays.
-        recipe, facts: as for `save_run`.
-        error: the reason.
-    """
-    check_destination(path, facts["data"] == "mnist")
-    run = {**facts, "recipe": asdict(recipe), "commit": commit(), "failed": str(error)}
-    write_atomically(path.with_suffix(".failed"), (json.dumps(run, indent=1) + "\n").encode())
     return run
 
 
@@ -208,11 +199,7 @@ def read_json(path: Path, use: Callable[[Any], T]) -> T:
 
 
 def check_run(run: Any) -> Run:
-    """The run, if its record is whole.
-
-    Raises:
-        ValueError, LookupError, TypeError: it is not.
-    """
+    """The run, if its record is whole; else ValueError, LookupError or TypeError."""
     epochs, accuracies = run["recipe"]["epochs"], last_accuracies(run, len(run["history"]))
     if not 0 < len(accuracies) == epochs or run["seed"] < 0:
         raise ValueError("not one entry for each epoch")
@@ -220,13 +207,7 @@ def check_run(run: Any) -> Run:
 
 
 def read_run(path: Path, expected: Run, weights: bool = True) -> Run | None:
-    """The record in a file if it says what is expected of it and is whole, else None.
-
-    Args:
-        path: of the JSON file.
-        expected: what the record has to say.
-        weights: whether its weights have to be there too.
-    """
+    """The record in a file if it is whole, its weights too if asked for, and says what is expected of it; else None."""
     try:
         run = read_json(path, check_run)
         content = path.with_suffix(".pt").read_bytes() if weights else b""
