@@ -1,6 +1,7 @@
 """Distillation: the loss, the soft labels, and the teachers that give them."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from experiments.distillation import Distillation, TeacherNet, soft_labels, soft
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist import runs
+from tinymnist.data import HELD_OUT
 from utils import Recipe, count_parameters, evaluate, fit
 
 
@@ -90,8 +92,11 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     monkeypatch.setattr(distillation, "in_processes", in_this_process)
     with pytest.raises(FileNotFoundError, match=r"no teacher .*python -m experiments\.distillation trains it"):
         soft_labels_of("validation", short.recipe)
-    shutil.copytree(there, teacher_path("validation").parent)
-    teacher_path("validation").unlink()
+    record = json.loads((there / "seed_2.json").read_text())
+    for split in list(HELD_OUT)[1:]:
+        teacher_path(split).parent.mkdir(parents=True, exist_ok=True)
+        teacher_path(split).write_text(json.dumps(record | {"split": split}))
+        shutil.copy(there / "seed_2.pt", teacher_path(split).with_suffix(".pt"))
     teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(OSError, match=r"no weights of TeacherNet in .*seed_1\.pt \(.*not a zip file\)"):
         soft_labels_of("validation-0", short.recipe)

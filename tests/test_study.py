@@ -185,6 +185,15 @@ def test_wrong_arguments_and_missing_data_are_one_line(arguments, capsys, monkey
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "load_mnist", interrupted)
+    assert study.main([]) == 130
+    assert capsys.readouterr().err == "study.py: interrupted; finished runs are kept, those under way are not written\n"
+
+
 def test_a_name_without_a_variant_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(study, "load_mnist", lambda: None)
     assert study.main(["nothing-like-it"]) == 2

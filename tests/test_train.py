@@ -258,7 +258,7 @@ from pathlib import Path
 import torch, train, utils
 from tinymnist.runs import read_run
 
-out, kills, seeds, digits = Path(sys.argv[1]), int(sys.argv[2]), 8, utils.load_drawn(300, 100)
+out, kills, seeds, digits = Path(sys.argv[1]), int(sys.argv[2]), 6, utils.load_drawn(300, 100)
 spawned, train.load_drawn = multiprocessing.get_context("fork"), lambda: digits
 multiprocessing.get_context = lambda _: spawned  # so that a call does not import PyTorch for seconds
 torch.set_num_threads(1)
@@ -303,7 +303,7 @@ def test_killed_calls_leave_whole_runs_and_the_next_ends_as_if_undisturbed(tmp_p
     assert len(done.stdout.split()) == int(kills)
     assert any(int(count) > 0 for count in done.stdout.split())
     undisturbed, killed = (tmp_path / name / "step3" for name in ("undisturbed", "killed"))
-    names = sorted(f"seed_{seed}.{kind}" for seed in range(8) for kind in ("json", "pt"))
+    names = sorted(f"seed_{seed}.{kind}" for seed in range(6) for kind in ("json", "pt"))
     assert sorted(path.name for path in killed.iterdir()) == names
     for name in names:
         first, second = (without_times(folder / name) for folder in (undisturbed, killed))
