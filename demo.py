@@ -45,6 +45,11 @@ def respond(net: FinalNet, drawing: dict[str, Any] | None) -> Shown:
     return probabilities, image.numpy().repeat(8, axis=0).repeat(8, axis=1), ""
 
 
+def blank() -> Image.Image:
+    """The white picture that is drawn on."""
+    return Image.new("RGB", (SIDE, SIDE), "white")
+
+
 def build(net: FinalNet) -> gradio.Blocks:
     """The page."""
     import gradio
@@ -53,7 +58,7 @@ def build(net: FinalNet) -> gradio.Blocks:
         gradio.Markdown("# Tiny MNIST\nA net with fewer than 8,000 parameters reads your digit while you draw it.")
         with gradio.Row():
             canvas = gradio.Sketchpad(
-                Image.new("RGB", (SIDE, SIDE), "white"),  # without a picture to draw on, no tool is chosen
+                blank(),  # without a picture to draw on, no tool is chosen
                 label="Draw a digit",
                 type="pil",
                 canvas_size=(SIDE, SIDE),
@@ -74,6 +79,8 @@ def build(net: FinalNet) -> gradio.Blocks:
             show_progress="hidden",
             trigger_mode="always_last",
         )
+        # Gradio takes the brush away when the canvas is cleared, and gives it back with a new picture to draw on.
+        canvas.clear(lambda: (blank(), *respond(net, None)), None, [canvas, probabilities, seen, remark])
     return page
 
 

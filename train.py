@@ -7,13 +7,18 @@
 
 Each run is written to OUT/stepK/seed_N.json, and its weights beside it as .pt. With --seeds a run that is already
 there is kept. The exit code is 0 if each run met the step's target, 1 if one missed it, 2 for bad input and 130
-after Ctrl-C.
+after Ctrl-C. A training that comes to nothing, for example because its loss is not finite, leaves seed_N.failed.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("train.py")
+
 import argparse
-import sys
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,21 +28,20 @@ import torch
 from tqdm import tqdm
 
 from model import STEPS
-from tinymnist.cli import OneLineParser, whole_number
+from tinymnist.cli import OneLineParser, run_program, whole_number
 from tinymnist.parallel import Ranks, in_processes, processes_at_once, torchrun_ranks
-from tinymnist.runs import Run, check_destination, check_writable, last_accuracies, meets, read_run, save_run
+from tinymnist.runs import Run, check_destination, check_writable, claimed, last_accuracies, meets, read_run
 from utils import (
     DataError,
     Digits,
     Recipe,
     count_parameters,
-    evaluate,
-    fit,
     load_drawn,
     load_mnist,
     pick_device,
     receptive_field,
     receptive_field_table,
+    train_run,
     validation_split,
 )
 
@@ -54,7 +58,7 @@ def parser() -> OneLineParser:
     add("--epochs", type=whole_number(1, 100_000), metavar="E", help="default: as in the step's recipe")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps or xpu")
     add("--graph", action="store_true", help="on a CUDA device, replay the passes as CUDA graphs")
-    add("--data", metavar="DIR|drawn", help="folder that holds MNIST/raw/, or drawn: digits from fonts")
+    add("--data", metavar="DIR|drawn", help="folder with the files of MNIST, or drawn: digits from fonts")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
     held_out = "hold out the last sixth of the training images"
     add("--validate", dest="split", action="store_const", const="validation", default="test", help=held_out)
@@ -97,12 +101,10 @@ def load_data(options: argparse.Namespace) -> Digits:
 
 def train(options: argparse.Namespace, seed: int, digits: Digits, device: torch.device, progress: bool = True) -> Run:
     """Train the step from a random seed, and write the run."""
-    torch.manual_seed(seed)
-    net, recipe, expected = STEPS[options.step].net(), recipe_of(options), expected_run(options, seed)
-    history = fit(net, recipe, digits, seed, device, progress, options.graph)
-    fitted = evaluate(net, digits.train_images, digits.train_labels)
+    expected = expected_run(options, seed)
     facts = {name: expected[name] for name in ("step", "seed", "data", "split")}
-    return save_run(record_path(options, seed), net, recipe, history, fitted, device, facts)
+    net, path = STEPS[options.step].net, record_path(options, seed)
+    return train_run(path, net, recipe_of(options), digits, facts, device, progress, graph=options.graph)
 
 
 def train_in_process(job: tuple[argparse.Namespace, int, str], arrays: list[np.ndarray]) -> Run:
@@ -116,8 +118,10 @@ def judge(run: Run) -> bool | None:
 
     Returns:
         whether the target was met, or None where it does not apply: it is about the recipe's full
-        number of epochs and the test set of MNIST.
+        number of epochs and the test set of MNIST. A training that came to nothing has missed it.
     """
+    if parser().failure(run):
+        return False
     step, last = STEPS[run["step"]], last_accuracies(run)
     seconds = sum(record["seconds"] for record in run["history"])
     span = f"{min(last):.2f} % to {max(last):.2f} %"
@@ -146,8 +150,9 @@ def run_one(options: argparse.Namespace) -> bool:
     parameters = f"{count_parameters(step.net()):,} parameters"
     print(f"step {options.step} ({step.theme}): {parameters}, seed {options.seed}, on {device}", flush=True)
     run = train(options, options.seed, digits, device)
-    print(f"training images, classified with the final weights: {run['train_accuracy']:.2f} %")
-    print(f"written: {path} and {path.with_suffix('.pt').name}")
+    if "failed" not in run:
+        print(f"training images, classified with the final weights: {run['train_accuracy']:.2f} %")
+        print(f"written: {path} and {path.with_suffix('.pt').name}")
     return judge(run) is False
 
 
@@ -159,12 +164,19 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
     Returns:
         whether a target was missed, in any rank.
     """
-    device, threads = pick_device(options.device), options.threads or 1
+    device = pick_device(options.device)
     if device.type == "cuda" and device.index is None and ranks.local_world > 1:
         device = pick_device(f"cuda:{ranks.local_rank}")
     digits = ranks.first_alone(lambda: load_data(options))  # it may have to download
-    check_writable(record_path(options, 0).parent)
-    seeds = range(options.seeds)
+    folder = record_path(options, 0).parent
+    check_writable(folder)
+    with claimed(folder) if ranks.rank == 0 else contextlib.nullcontext():
+        return run_missing(options, ranks, digits, device)
+
+
+def run_missing(options: argparse.Namespace, ranks: Ranks, digits: Digits, device: torch.device) -> bool:
+    """`run_many`, once the data are there and no other call writes to the folder."""
+    seeds, threads = range(options.seeds), options.threads or 1
     found = {seed: read_run(record_path(options, seed), expected_run(options, seed)) for seed in seeds}
     kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
     mine = ranks.share([seed for seed in found if seed not in kept])
@@ -177,7 +189,8 @@ def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
             print(f"kept: {record_path(options, seed)}")
             verdicts[seed] = judge(run)
     for run in _trained(options, mine, digits, device, processes, threads):
-        tqdm.write(f"written: {record_path(options, run['seed'])}")
+        if "failed" not in run:
+            tqdm.write(f"written: {record_path(options, run['seed'])}")
         verdicts[run["seed"]] = judge(run)
     for others in ranks.gather(verdicts):
         verdicts |= others
@@ -223,12 +236,9 @@ def main(arguments: list[str] | None = None) -> int:
             if ranks.world > 1:
                 raise ValueError("under torchrun say how many random seeds to share out: use --seeds N")
             return int(run_one(options))
-    except KeyboardInterrupt:
-        print("train.py: interrupted; finished runs are kept, those under way are not written", file=sys.stderr)
-        return 130
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("train.py", main)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,18 @@ from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mni
 from tinymnist.figures import plot_augmentation, plot_digits, plot_effects, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
-from tinymnist.runs import accuracy, last_accuracies, load_runs, meets, save_run
+from tinymnist.runs import (
+    LAST,
+    Run,
+    TrainingError,
+    accuracy,
+    claimed,
+    last_accuracies,
+    load_runs,
+    meets,
+    save_run,
+    write_json,
+)
 from tinymnist.tables import effect_table, run_summary
 
 __all__ = [
@@ -30,6 +44,7 @@ __all__ = [
     "Digits",
     "LayerField",
     "Recipe",
+    "TrainingError",
     "WeightAverage",
     "accuracy",
     "affine",
@@ -62,6 +77,7 @@ __all__ = [
     "save_run",
     "sgd",
     "train_epoch",
+    "train_run",
     "validation_split",
 ]
 
@@ -200,6 +216,7 @@ def fit(
 
     Raises:
         ValueError: `graph` on another device than a CUDA one.
+        TrainingError: a loss is not finite at the end of an epoch.
     """
     device = torch.device(device)
     if graph and device.type != "cuda":
@@ -231,6 +248,8 @@ def fit(
                 rate=rate, augment=augment, loss=loss,
             )  # fmt: skip
             tested_on = evaluate(tested, test_images, test_labels)
+            if not math.isfinite(trained_on[0] + tested_on[0]):
+                raise TrainingError(f"a loss of epoch {epoch + 1} is not finite: a lower learning rate may help")
             record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
             record |= dict(zip(("train_loss", "train_correct", "train_total"), trained_on, strict=True))
             record |= dict(zip(("test_loss", "test_correct", "test_total"), tested_on, strict=True))
@@ -239,6 +258,49 @@ def fit(
                 tqdm.write(log_line(history[-1]))
     model.load_state_dict(tested.state_dict())
     return history
+
+
+def train_run(
+    path: Path,
+    make_net: Callable[[], nn.Module],
+    recipe: Recipe,
+    digits: Digits,
+    facts: Run,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    weights: bool = True,
+    **options: Any,
+) -> Run:
+    """Train a net from its random seed on, and write the run.
+
+    A training comes to nothing if a loss is not finite, or if after five epochs or more the net is no better than one
+    that gives every image the same answer. Then `seed_K.failed` is written, and an earlier run stays.
+
+    Args:
+        path: of the record; facts, weights: as for `save_run`. The random seed is `facts["seed"]`.
+        make_net: makes the net once PyTorch's generators are seeded.
+        recipe, digits, device, progress, options: as for `fit`.
+
+    Returns:
+        the run; if it came to nothing, its facts, its recipe and the reason, `failed`.
+
+    Raises:
+        OSError: another process is writing the same run, or a file cannot be written.
+    """
+    with claimed(path):
+        torch.manual_seed(facts["seed"])
+        net = make_net()
+        try:
+            history = fit(net, recipe, digits, facts["seed"], device, progress, **options)
+            correct, most = history[-1]["test_correct"], int(digits.test_labels.bincount().max())
+            if recipe.epochs >= LAST and correct <= most:  # after fewer, a net may not have learnt yet
+                raise TrainingError(f"in the end it gets {correct} images right, one answer for all would get {most}")
+        except TrainingError as error:
+            failed = {**facts, "recipe": asdict(recipe), "failed": str(error)}
+            write_json(path.with_suffix(".failed"), failed)
+            return failed
+        fitted = evaluate(net, digits.train_images, digits.train_labels)
+        return save_run(path, net, recipe, history, fitted, torch.device(device), facts, weights)
 
 
 def log_line(record: dict[str, float]) -> str:

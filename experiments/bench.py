@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from tinymnist.cli import OneLineParser
 from tinymnist.data import default_root
 from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
-from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, write_atomically
+from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_json
 from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd
 
 REPEATS = 3
@@ -55,7 +54,7 @@ def stock_epochs(device: torch.device, workers: int) -> list[float]:
     """Seconds of one epoch with evaluation as earlier solutions do it: data set, PIL images, DataLoader."""
     normalized = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     turned = transforms.Compose([transforms.RandomRotation(STOCK_RECIPE.rotation), *normalized])
-    train_set = MNIST(default_root(), train=True, transform=turned)
+    train_set = MNIST(default_root(), train=True, transform=turned, download=True)  # or only unpacks
     test_set = MNIST(default_root(), train=False, transform=transforms.Compose(normalized))
     pinned = device.type == "cuda"
     loader = functools.partial(DataLoader, batch_size=STOCK_RECIPE.batch_size, num_workers=workers, pin_memory=pinned)
@@ -228,11 +227,11 @@ def main(arguments: list[str] | None = None) -> int:
         device = pick_device(options.device)
         load_mnist()  # it may have to download
         path = RESULTS / f"bench_{device.type}.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
+        results = read_json(path, dict) if path.exists() else {}
         facts = {"hardware": hardware(device), "torch_version": torch.__version__, "commit": commit()}
         for part in options.parts or PARTS:
             results[part] = (time_seeds(device) if part == "seeds" else time_contenders(part, device)) | facts
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+            write_json(path, results)
             print(f"written: {path}")
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)

@@ -6,7 +6,6 @@ python -m experiments.distillation     train the teachers that are missing: one 
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from model import STEPS, FinalNet
 from tinymnist import runs
-from tinymnist.cli import OneLineParser
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import HELD_OUT, load_split
 from tinymnist.parallel import cores, in_processes
-from utils import DataError, Recipe, augment, evaluate, fit, load_mnist
+from utils import DataError, Recipe, augment, load_mnist, train_run
 
 
 class TeacherNet(FinalNet):
@@ -101,21 +100,15 @@ def soft_labels_of(split: str, recipe: Recipe) -> Tensor:
     path = teacher_path(split).with_suffix(".pt")
     if not path.exists():
         raise FileNotFoundError(f"no teacher {path}: python -m experiments.distillation trains it")
-    teacher = TeacherNet()
-    teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    runs.load_weights(teacher := TeacherNet(), path)
     return soft_labels(teacher, load_split(split).train_images, recipe)
 
 
-def train_teacher(split: str, _: None) -> None:
+def train_teacher(split: str, _: None) -> runs.Run:
     """Train and write the teacher of a split, by the recipe of Step 3."""
-    seed, digits = list(HELD_OUT).index(split), load_split(split)
-    torch.manual_seed(seed)
-    teacher, recipe = TeacherNet(), STEPS[3].recipe
-    history = fit(teacher, recipe, digits, seed, progress=False)
-    fitted = evaluate(teacher, digits.train_images, digits.train_labels)
     facts: runs.Run = {"group": "teacher", "variant": "held-out", "base": "", "change": "teacher, 43,930 parameters"}
-    facts |= {"seed": seed, "data": "mnist", "split": split}
-    runs.save_run(teacher_path(split), teacher, recipe, history, fitted, torch.device("cpu"), facts)
+    facts |= {"seed": list(HELD_OUT).index(split), "data": "mnist", "split": split}
+    return train_run(teacher_path(split), TeacherNet, STEPS[3].recipe, load_split(split), facts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,13 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
     command.parse_args(arguments)
     try:
         load_mnist()
-        missing = [split for split in HELD_OUT if not teacher_path(split).with_suffix(".pt").exists()]
-        for _ in in_processes(train_teacher, missing, None, cores()):
-            pass
-    except (DataError, OSError) as error:
+        missing = [split for split in HELD_OUT if not runs.read_run(teacher_path(split), {"split": split})]
+        return int(any([command.failure(run) for run in in_processes(train_teacher, missing, None, cores())]))
+    except (DataError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("distillation.py", main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +78,7 @@ def misclassified() -> Figure:
     path = runs.RESULTS / "errors.json"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: python -m experiments.errors writes it")
-    errors = json.loads(path.read_text())
+    errors = runs.read_json(path, dict)
     images = [entry for entry in errors["images"] if "pixels" in entry]
     pixels = [np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(28, 28) for entry in images]
     titles = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,9 @@ def readme(frame: pd.DataFrame) -> str:
         picked = pick(frame)
         if len(picked):
             parts += [f"## {heading}", f"{text} ({setting(picked)})", *(table(picked) for table in tables)]
+    if failed := sorted(runs.RESULTS.glob("**/seed_*.failed")):
+        lines = (f"- {p.relative_to(runs.RESULTS)}: {runs.read_json(p, itemgetter('failed'))}" for p in failed)
+        parts += ["## Trainings that came to nothing", "They are in no table.", "\n".join(lines)]
     parts += ["## Speed", speed()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -13,18 +13,16 @@ many single-thread processes as there are cores.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
 from tinymnist import runs
-from tinymnist.cli import OneLineParser, whole_number
+from tinymnist.cli import OneLineParser, run_program, whole_number
 from tinymnist.data import HELD_OUT, load_split
 from tinymnist.parallel import in_processes, processes_at_once
-from utils import DataError, evaluate, fit, load_mnist, pick_device
+from utils import DataError, load_mnist, pick_device, train_run
 
 Job = tuple[str, str, int]
 
@@ -50,21 +48,24 @@ def all_jobs(most: int | None = None) -> list[Job]:
     return sorted(jobs, key=lambda job: job[2])
 
 
-def run_job(job: Job, device_name: str) -> None:
+def run_job(job: Job, device: str) -> runs.Run:
     """Train one variant from one random seed, and write the run."""
     group, name, seed = job
-    variant, split, device = GROUPS[group].variants()[name], split_of(group, seed), torch.device(device_name)
-    torch.manual_seed(seed)
-    net, digits = variant.net(), load_split(split)
-    history = fit(net, variant.recipe, digits, seed, device, progress=False, **variant.options(split))
-    fitted = evaluate(net, digits.train_images, digits.train_labels)
+    variant, split = GROUPS[group].variants()[name], split_of(group, seed)
     facts: runs.Run = {"group": group, "variant": name, "base": variant.base, "change": variant.change}
     facts |= {"seed": seed, "data": "mnist", "split": split}
-    runs.save_run(record_path(*job), net, variant.recipe, history, fitted, device, facts, weights=False)
+    options = variant.options(split)
+    return train_run(
+        record_path(*job), variant.net, variant.recipe, load_split(split), facts, device, weights=False, **options
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing, several processes at a time."""
+    """Run what is missing, several processes at a time.
+
+    Returns:
+        the exit code: 0; 1 if a training came to nothing; 2 for bad input; 130 if interrupted.
+    """
     command = OneLineParser("study.py", __doc__)
     command.add_argument("names", nargs="*", metavar="NAME", help="run only what has one of these in GROUP/VARIANT")
     command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only random seeds 0 to N-1")
@@ -78,14 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
             jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}" for name in options.names)]
         if not jobs:
             raise ValueError(f"no variant has {' or '.join(options.names)} in its name: see experiments/variants.py")
-        missing = [job for job in jobs if not record_path(*job).exists()]
-        runs_made = in_processes(run_job, missing, str(device), processes_at_once(device))
-        for _ in tqdm(runs_made, total=len(missing), unit="run", smoothing=0):
-            pass
-    except (DataError, ValueError, OSError) as error:
+        with runs.claimed(runs.RESULTS / "study"):
+            missing = [job for job in jobs if not runs.read_run(record_path(*job), {"seed": job[2]}, weights=False)]
+            made = in_processes(run_job, missing, str(device), processes_at_once(device))
+            bar = tqdm(made, total=len(missing), unit="run", smoothing=0)
+            return int(any([command.failure(run) for run in bar]))
+    except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("study.py", main)

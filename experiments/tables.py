@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,8 @@ def read_runs() -> pd.DataFrame:
     for path in sorted(runs.RESULTS.glob("**/seed_*.json")):
         *_, group, variant, _ = ("steps", *path.relative_to(runs.RESULTS).parts)
         known = labels.loc[(group, variant)].to_dict() if (group, variant) in labels.index else {}
-        try:
-            rows.append({"group": group, "variant": variant} | row_of(json.loads(path.read_text()), known))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the record of a run ({error!r}): restore it, or train it again") from error
+        row = runs.read_json(path, functools.partial(row_of, known=known))
+        rows.append({"group": group, "variant": variant} | row)
     frame = pd.DataFrame(rows).sort_values(["group", "variant", "seed"], kind="stable", ignore_index=True)
     digits = {"last": 4, "last5_mean": 4, "last5_min": 4, "train_accuracy": 4, "test_loss": 8, "seconds": 1}
     return frame.round(digits)

@@ -2,6 +2,12 @@
 
 import gzip
 import hashlib
+import http.server
+import os
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,13 +40,39 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloads fail at once, as without a network."""
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[bytes, int]]]:
+    """The only mirror, on this machine: what it answers to each name, and how many bytes it says that these are."""
+    answers: dict[str, tuple[bytes, int]] = {}
 
-    def fail(*_args, **_kwargs):
-        raise OSError("no route to host")
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content, length = answers.get(self.path[1:], (b"", 0))
+            self.send_response(200 if length else 404)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content)
 
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(data, "MIRRORS", (f"http://127.0.0.1:{server.server_port}/",))
+        yield answers
+        server.shutdown()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What all files below a folder hold."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(root: Path) -> str:
+    """The one line that refuses a folder."""
+    with pytest.raises(DataError) as caught:
+        load_mnist(root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_real_mnist_is_complete(mnist):
@@ -67,55 +99,114 @@ def test_environment_variable_names_the_folder(small_mnist, monkeypatch):
     assert len(load_mnist().train_images) == 12
 
 
+DAMAGES = {
+    "cut short": lambda b: b[:-1],
+    "one bit": lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:],
+    "one bit of the block's type": lambda b: b[:10] + bytes([b[10] ^ 6]) + b[11:],  # a packed file's first block
+    "empty": lambda b: b"",
+    "web page": lambda b: b"<!DOCTYPE html><title>404</title>",
+    "too much": lambda b: gzip.compress(bytes(data.LARGEST + 1), 1),
+}
+
+
 @pytest.mark.parametrize("name", list(data.MNIST_MD5))
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
-def test_damaged_files_are_refused(small_mnist, name, damage):
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused_and_left(small_mnist, name, packed, damage):
     path = small_mnist / "MNIST" / "raw" / name
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=f"{name} is not the original file.*delete it") as caught:
-        load_mnist(small_mnist)
-    assert "\n" not in str(caught.value)
-
-
-def test_packed_files_are_unpacked(small_mnist, no_network):
-    raw = small_mnist / "MNIST" / "raw"
-    for name in data.MNIST_MD5:
-        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
-        (raw / name).unlink()
-    assert len(load_mnist(small_mnist).test_images) == 5
-
-
-def test_truncated_archive_is_refused(small_mnist):
-    path = small_mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes())[:-9])
+    content = gzip.compress(path.read_bytes(), mtime=0) if packed else path.read_bytes()
     path.unlink()
-    with pytest.raises(DataError, match=r"cannot be unpacked.*delete it"):
-        load_mnist(small_mnist)
-    assert not path.exists()
+    path = path.with_name(f"{name}.gz") if packed else path
+    path.write_bytes(DAMAGES[damage](content))
+    before = contents(small_mnist)
+    assert re.search(rf"{path.name} is not the original file.*delete it", refusal(small_mnist))
+    assert contents(small_mnist) == before
 
 
-def test_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, no_network):
-    with pytest.raises(DataError, match=r"could not be downloaded from https?://.* by hand") as caught:
-        load_mnist(tmp_path / "data")
-    assert "\n" not in str(caught.value)
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-    assert list((tmp_path / "data").iterdir()) == [tmp_path / "data" / "MNIST"]
+@pytest.mark.parametrize("folder", ["MNIST/raw", "raw", "."])
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_found_where_people_have_them_and_nothing_is_written(small_mnist, mirror, folder, dot, packed):
+    (small_mnist / "MNIST" / "raw").rename(small_mnist / "files")
+    (small_mnist / "MNIST").rmdir()
+    target = small_mnist / "data" / folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (small_mnist / "files").rename(target)
+    for path in list(target.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        path = path.with_name(path.name.replace("-idx", ".idx") if dot else path.name)
+        path.with_name(f"{path.name}.gz" if packed else path.name).write_bytes(
+            gzip.compress(content) if packed else content
+        )
+        (target / path.name.replace(".idx", "-idx")).mkdir(exist_ok=True) if dot else None  # as in one archive
+    before = contents(small_mnist)
+    assert load_mnist(small_mnist / "data").test_labels.tolist() == list(range(5))
+    assert contents(small_mnist) == before
 
 
-def test_only_missing_files_are_downloaded(small_mnist, tmp_path, monkeypatch):
-    originals = {name: (small_mnist / "MNIST" / "raw" / name).read_bytes() for name in data.MNIST_MD5}
-    kept, missing = "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"
-    (small_mnist / "MNIST" / "raw" / missing).unlink()
-    time_before = (small_mnist / "MNIST" / "raw" / kept).stat().st_mtime_ns
+def test_a_mistyped_folder_is_told_and_not_made(tmp_path, mirror):
+    message = refusal(tmp_path / "dta" / "mnist")
+    for part in ("dta/mnist (no such folder)", "HTTP Error 404", "MNIST/raw by hand"):
+        assert part in message
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "photo.png").touch()
+    assert f"{tmp_path} (it holds photo.png)" in refusal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
-    def deliver(url, download_root, filename, md5):
-        name = filename.removesuffix(".gz")
-        (Path(download_root) / name).write_bytes(originals[name])
 
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", deliver)
+def test_only_missing_files_are_downloaded(small_mnist, mirror):
+    raw, missing = small_mnist / "MNIST" / "raw", "t10k-labels-idx1-ubyte"
+    before = contents(small_mnist)
+    times = {path.name: path.stat().st_mtime_ns for path in raw.iterdir() if path.name != missing}
+    packed = gzip.compress((raw / missing).read_bytes())
+    mirror[f"{missing}.gz"] = packed, len(packed)
+    (raw / missing).unlink()
     assert load_mnist(small_mnist).test_labels.tolist() == list(range(5))
-    assert (small_mnist / "MNIST" / "raw" / kept).stat().st_mtime_ns == time_before
-    assert [p.name for p in small_mnist.iterdir()] == ["MNIST"]
+    assert contents(small_mnist) == before
+    assert times == {path.name: path.stat().st_mtime_ns for path in raw.iterdir() if path.name != missing}
+
+
+@pytest.mark.parametrize("fault", ["stops half-way", "web page", "too short", "another file"])
+def test_a_failed_download_is_one_line_and_writes_nothing(small_mnist, tmp_path, mirror, fault):
+    for name in data.MNIST_MD5:
+        packed = gzip.compress((small_mnist / "MNIST" / "raw" / name).read_bytes())
+        mirror[f"{name}.gz"] = packed, len(packed)
+    last = len(packed)
+    page = b"<html>\nPlease log in to this network\n</html>"
+    other = gzip.compress(b"another")
+    answers = {"stops half-way": (packed[: last // 2], last), "too short": (packed[: last // 2], last // 2)}
+    mirror[f"{name}.gz"] = (answers | {"web page": (page, len(page)), "another file": (other, len(other))})[fault]
+    assert f"no {name} in " in refusal(tmp_path / "new" / "data")
+    assert not (tmp_path / "new").exists()
+
+
+def test_processes_may_download_at_the_same_time(small_mnist, tmp_path, mirror):
+    originals = contents(small_mnist / "MNIST")
+    for path, content in originals.items():
+        packed = gzip.compress(content)
+        mirror[f"{Path(path).name}.gz"] = packed, len(packed)
+    with ThreadPoolExecutor(4) as pool:
+        for digits in pool.map(load_mnist, [tmp_path / "new"] * 4):
+            assert digits.test_labels.tolist() == list(range(5))
+    assert contents(tmp_path / "new" / "MNIST") == originals
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_mnist, tmp_path, mirror, monkeypatch):
+    for name in data.MNIST_MD5:
+        packed = gzip.compress((small_mnist / "MNIST" / "raw" / name).read_bytes())
+        mirror[f"{name}.gz"] = packed, len(packed)
+    fdopen = os.fdopen
+
+    def on_a_full_disk(handle: int, mode: str):
+        os.dup2(full.fileno(), handle)
+        return fdopen(handle, mode)
+
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(os, "fdopen", on_a_full_disk)
+        assert "No space left on device" in refusal(tmp_path / "new")
+    assert contents(tmp_path / "new") == {}
 
 
 def test_root_that_is_a_file_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import pairwise
 
 import pytest
 from PIL import Image, ImageDraw
@@ -78,7 +79,7 @@ def test_missing_weights_are_one_line(monkeypatch, capsys):
     assert "seed_0.pt" in err
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address():
     """A demo that runs in a process of its own, on a free port."""
     pytest.importorskip("gradio")
@@ -101,24 +102,55 @@ def address():
             process.terminate()
 
 
+SEVEN, ONE = [(0.35, 0.25), (0.65, 0.25), (0.45, 0.75)], [(0.5, 0.25), (0.5, 0.75)]
+VIEWS = {
+    "desktop": {"viewport": {"width": 1200, "height": 800}},
+    "phone": {"viewport": {"width": 393, "height": 727}, "has_touch": True, "is_mobile": True},
+}
+
+
+def box_of(canvas) -> dict[str, float]:
+    """Where the canvas lies, once it has its final size."""
+    boxes = [None]
+    while boxes.count(boxes[-1]) < 3:
+        canvas.page.wait_for_timeout(300)
+        boxes.append(canvas.bounding_box())
+    return boxes[-1]
+
+
+def draw(page, points: list[tuple[float, float]], touch: bool) -> None:
+    """Draw a line through points of the canvas with a finger or the mouse."""
+    box = box_of(page.locator("canvas").first)
+    corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    path = [
+        (a + (c - a) * k / 4, b + (d - b) * k / 4) for (a, b), (c, d) in pairwise(corners) for k in range(1, 5)
+    ]  # a jump would leave a gap
+    if touch:
+        finger = page.context.new_cdp_session(page)
+        for kind, x, y in [("touchStart", *corners[0]), *(("touchMove", *point) for point in path)]:
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    else:
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        for point in path:
+            page.mouse.move(*point)
+        page.mouse.up()
+
+
 @pytest.mark.skipif(BROWSER is None, reason=f"needs one of {', '.join(BROWSERS)}")
-def test_a_stroke_in_the_browser_is_read(address):
-    """The mouse draws a seven, and the page says 7."""
+@pytest.mark.parametrize("view", VIEWS)
+def test_digits_drawn_in_the_browser_are_read_also_after_the_canvas_is_cleared(address, view):
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page = browser.new_context(**VIEWS[view]).new_page()
         page.goto(address)
         page.wait_for_selector("canvas", timeout=60_000)
-        page.wait_for_timeout(3_000)  # until the canvas has its final size
-        box = page.query_selector("canvas").bounding_box()
-        points = [(0.35, 0.25), (0.65, 0.25), (0.45, 0.75)]
-        path = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-        page.mouse.move(*path[0])
-        page.mouse.down()
-        for point in path[1:]:
-            page.mouse.move(*point, steps=12)
-        page.mouse.up()
-        best = page.wait_for_selector("[data-testid=label-output-value]", timeout=60_000)
-        assert best.inner_text() == "7"
+        best = page.locator("[data-testid=label-output-value]")
+        for points, digit in ((SEVEN, "7"), (ONE, "1")):
+            draw(page, points, touch=view == "phone")
+            playwright.expect(best).to_have_text(digit, timeout=60_000)
+            page.get_by_label("Clear canvas").click()
+            playwright.expect(best).to_have_count(0, timeout=60_000)
         browser.close()

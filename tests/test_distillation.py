@@ -1,6 +1,8 @@
 """Distillation: the loss, the soft labels, and the teachers that give them."""
 
 import copy
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -81,6 +83,7 @@ def test_soft_labels_average_over_augmented_copies(drawn):
 
 
 def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn, in_this_process):
+    there = teacher_path("validation").parent
     short, trained = replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1)), in_this_process.jobs
     monkeypatch.setitem(STEPS, 3, short)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
@@ -89,9 +92,14 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     monkeypatch.setattr(distillation, "in_processes", in_this_process)
     with pytest.raises(FileNotFoundError, match=r"no teacher .*python -m experiments\.distillation trains it"):
         soft_labels_of("validation", short.recipe)
-    for split in list(HELD_OUT)[2:]:
+    record = json.loads((there / "seed_2.json").read_text())
+    for split in list(HELD_OUT)[1:]:
         teacher_path(split).parent.mkdir(parents=True, exist_ok=True)
-        teacher_path(split).with_suffix(".pt").touch()
+        teacher_path(split).write_text(json.dumps(record | {"split": split}))
+        shutil.copy(there / "seed_2.pt", teacher_path(split).with_suffix(".pt"))
+    teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(OSError, match=r"no weights of TeacherNet in .*seed_1\.pt \(.*not a zip file\)"):
+        soft_labels_of("validation-0", short.recipe)
     assert distillation.main([]) == 0
     assert trained == ["validation", "validation-0"]
     teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 43_930}) for split in trained]

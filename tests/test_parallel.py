@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -45,6 +47,27 @@ def test_no_jobs_start_nothing():
 def test_an_error_comes_through():
     with pytest.raises(ValueError, match="job 1 is wrong"):
         list(in_processes(fail, [1], processes=1))
+
+
+class Result:
+    """Remembers all of its kind that are still there."""
+
+    alive: ClassVar[weakref.WeakSet["Result"]] = weakref.WeakSet()
+
+    def __setstate__(self, state: dict):
+        self.alive.add(self)
+
+
+def make(_job: int, _: None) -> Result:
+    result = Result()
+    result.content = "something"
+    return result
+
+
+def test_results_are_not_kept():
+    counts = [len(Result.alive) for _ in in_processes(make, list(range(30)))]
+    assert len(counts) == 30
+    assert counts[-1] <= 2  # this result and the one before
 
 
 def test_a_dead_process_is_an_error_and_not_a_wait():

@@ -187,6 +187,13 @@ def test_lost_evidence_is_named(copied, capsys, file, says):
     assert says in capsys.readouterr().err
 
 
+def test_a_training_that_came_to_nothing_is_named_and_counts_nowhere(copied):
+    (copied / "step3" / "seed_20.failed").write_text('{"seed": 20, "failed": "a loss of epoch 1 is not finite"}')
+    assert report.main([]) == 0
+    assert "\n- step3/seed_20.failed: a loss of epoch 1 is not finite\n" in (copied / "README.md").read_text()
+    assert len(pd.read_csv(copied / "runs.csv")) == len(list(copied.glob("**/seed_*.json")))
+
+
 def test_another_result_is_noticed(copied, capsys):
     path = copied / "step3" / "seed_1.json"
     run = json.loads(path.read_text())

@@ -149,6 +149,28 @@ def test_a_run_says_what_was_varied_and_is_not_run_again(tmp_path, monkeypatch, 
     assert jobs == [("tiny", "slow", 0)]
 
 
+def test_a_run_that_comes_to_nothing_or_is_damaged_is_not_taken_for_finished(
+    tmp_path, monkeypatch, drawn, in_this_process, capsys
+):
+    members = {"high": Variant("a high rate", SetupNet, Recipe(epochs=1, max_lr=1e30))}
+    monkeypatch.setattr(study, "GROUPS", {"tiny": Group(lambda: members, seeds=2, held_out=False)})
+    monkeypatch.setattr(study, "load_mnist", lambda: None)
+    monkeypatch.setattr(study, "load_split", lambda split: drawn)
+    monkeypatch.setattr(study, "in_processes", in_this_process)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    damaged = study.record_path("tiny", "high", 1)
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"")
+    assert study.main([]) == 1
+    said = [line.rpartition("\r")[2].strip() for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    reason = "a loss of epoch 1 is not finite: a lower learning rate may help"
+    assert said == [f"study.py: tiny/high/seed {seed} failed: {reason}" for seed in (0, 1)]
+    assert json.loads(damaged.with_suffix(".failed").read_text())["variant"] == "high"
+    with runs.claimed(tmp_path / "study"):
+        assert study.main([]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", ["--device tpu", "--seeds 0", "--seed 1", ""])
 def test_wrong_arguments_and_missing_data_are_one_line(arguments, capsys, monkeypatch):
     def missing():
@@ -161,6 +183,15 @@ def test_wrong_arguments_and_missing_data_are_one_line(arguments, capsys, monkey
         code = stop.code
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "load_mnist", interrupted)
+    assert study.main([]) == 130
+    assert capsys.readouterr().err == "study.py: interrupted; finished runs are kept, those under way are not written\n"
 
 
 def test_a_name_without_a_variant_is_refused(capsys, monkeypatch):

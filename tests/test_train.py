@@ -9,19 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
+import utils
 from model import STEPS
 from tinymnist import parallel, runs
 from tinymnist.parallel import Ranks
-from utils import evaluate, load_runs
+from utils import evaluate, fit, load_runs
 
 SMALL = "import sys, train, utils; train.load_drawn = lambda: utils.load_drawn(600, 200); sys.exit(train.main())"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+NOT_FINITE = "a loss of epoch 1 is not finite: a lower learning rate may help"
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +93,14 @@ def test_finished_seeds_are_kept_if_they_are_the_same_experiment(capsys, tmp_pat
     assert code == 0
     assert "kept: " not in out
     assert [len(run["history"]) for run in load_runs(tmp_path / "step1", 2)] == [2, 2]
+    for seed, damage in enumerate((Path.unlink, lambda path: path.write_bytes(b"version https://git-lfs"))):
+        damage(tmp_path / "step1" / f"seed_{seed}.pt")
+        out = call(capsys, *arguments, 2)[1]
+        assert ("kept: " in out, out.count("written: ")) == (True, 1)
+        assert zipfile.is_zipfile(tmp_path / "step1" / f"seed_{seed}.pt")
 
 
-def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp_path):
+def test_torchrun_shares_the_seeds_which_have_the_same_bytes_as_alone_and_in_a_notebook(capsys, tmp_path, drawn):
     arguments = ["--step", "2", "--data", "drawn", "--epochs", "1", "--device", "cpu", "--out"]
     alone, shared = (tmp_path / name / "step2" for name in ("alone", "shared"))
     before = torch.get_num_threads()
@@ -98,27 +108,35 @@ def test_torchrun_shares_the_seeds_which_have_the_same_bits_as_alone(capsys, tmp
         for seed in (0, 1):
             assert call(capsys, *arguments, tmp_path / "alone", "--threads", 1, "--seed", seed)[0] == 0
         assert torch.get_num_threads() == 1
+        torch.manual_seed(0)
+        net = STEPS[2].net()
+        history = fit(net, replace(STEPS[2].recipe, epochs=1), drawn, seed=0, progress=False)
     finally:
         torch.set_num_threads(before)
     shared.mkdir(parents=True)
-    shutil.copy(alone / "seed_1.json", shared)
+    for name in ("seed_1.json", "seed_1.pt"):
+        shutil.copy(alone / name, shared)
+    before = (shared / "seed_1.pt").stat().st_mtime_ns
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*torchrun, sys.executable, "-c", SMALL, *arguments, str(tmp_path / "shared"), "--seeds", "3"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    elsewhere = ENVIRONMENT | {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
+    done = subprocess.run(command, env=elsewhere, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # The ranks share one standard output, where a line of the one may run into a line of the other.
     assert re.findall(r"step 2: (\d+) random seeds", done.stdout) == ["1", "1"]
     assert (done.stdout.count("written: "), done.stdout.count("kept: ")) == (2, 1)
-    assert not (shared / "seed_1.pt").exists()
+    assert (shared / "seed_1.pt").stat().st_mtime_ns == before
     assert [run["seed"] for run in load_runs(shared, 3)] == [0, 1, 2]
     runs_of_0 = [load_runs(folder)[0] for folder in (alone, shared)]
     for run in runs_of_0:
         assert run["threads"] == 1
         del run["history"][0]["seconds"]
     assert runs_of_0[0] == runs_of_0[1]
-    weights = [torch.load(folder / "seed_0.pt").values() for folder in (alone, shared)]
-    assert all(map(torch.equal, *weights))
+    assert (shared / "seed_0.pt").read_bytes() == (alone / "seed_0.pt").read_bytes()
+    weights = torch.load(shared / "seed_0.pt", weights_only=True)
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+    assert [record | {"seconds": 0} for record in history] == [runs_of_0[0]["history"][0] | {"seconds": 0}]
 
 
 def test_threads_divide_the_cores_among_the_seeds_and_few_share_a_gpu(capsys, tmp_path, monkeypatch):
@@ -161,7 +179,7 @@ def test_the_verdict_decides_the_exit_code(capsys, tmp_path, monkeypatch, drawn,
         dict.fromkeys(keys, 1) | {"epoch": epoch, "test_correct": correct, "test_total": 10_000}
         for epoch, correct in enumerate([9000] * 10 + last, start=1)
     ]
-    monkeypatch.setattr(train, "fit", lambda *_args, **_options: history)
+    monkeypatch.setattr(utils, "fit", lambda *_args, **_options: history)
     monkeypatch.setattr(train, "load_mnist", lambda root: drawn)
     result = call(capsys, "--step", 3, "--out", tmp_path)
     assert result[0] == code
@@ -213,6 +231,90 @@ def test_unwritable_out_is_refused_before_training(capsys, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_a_training_that_comes_to_nothing_fails_the_call_in_one_line(capsys, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(train, "in_processes", in_this_process)
+    monkeypatch.setitem(STEPS, 1, replace(STEPS[1], recipe=replace(STEPS[1].recipe, max_lr=1e30)))
+    for number, extra in ((1, ["--seed", 0]), (2, ["--seeds", 2])):
+        code, out, err = call(capsys, "--step", 1, "--data", "drawn", "--device", "cpu", "--out", tmp_path, *extra)
+        lines = [line for line in err.splitlines() if line.startswith("train.py: ")]
+        assert (code, lines) == (1, [f"train.py: seed {k} failed: {NOT_FINITE}" for k in range(number)])
+        assert "written" not in out
+        assert "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "step1").iterdir()) == ["seed_0.failed", "seed_1.failed"]
+
+
+def test_two_calls_into_one_folder_are_told(capsys, tmp_path):
+    common = ["--step", 1, "--data", "drawn", "--epochs", 1, "--out", tmp_path]
+    (tmp_path / "step1").mkdir()
+    with runs.claimed(tmp_path / "step1"), runs.claimed(tmp_path / "step1" / "seed_7.json"):
+        assert f"another process is writing {tmp_path / 'step1'}: " in error_of(call(capsys, *common, "--seeds", 2))
+        assert "another process is writing " in call(capsys, *common, "--seed", 7)[2]
+        assert call(capsys, *common, "--seed", 8)[0] == 0  # another run may be trained beside
+
+
+KILLING = """
+import multiprocessing, os, random, signal, sys, time
+from pathlib import Path
+import torch, train, utils
+from tinymnist.runs import read_run
+
+out, kills, seeds, digits = Path(sys.argv[1]), int(sys.argv[2]), 6, utils.load_drawn(300, 100)
+spawned, train.load_drawn = multiprocessing.get_context("fork"), lambda: digits
+multiprocessing.get_context = lambda _: spawned  # so that a call does not import PyTorch for seconds
+torch.set_num_threads(1)
+torch.optim.SGD([torch.zeros(1)], 0.1)  # the first one imports half of PyTorch
+random.seed(0)
+
+def start(name):
+    if child := os.fork():
+        return child
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    options = ["--step", "3", "--seeds", str(seeds), "--epochs", "1", "--data", "drawn", "--device", "cpu", "--out"]
+    os._exit(train.main([*options, str(out / name)]))
+
+def records(name):
+    return sorted((out / name / "step3").glob("seed_*.json"))
+
+began = time.perf_counter()
+assert os.waitstatus_to_exitcode(os.waitpid(start("undisturbed"), 0)[1]) == 0
+seconds, found = time.perf_counter() - began, []
+for _ in range(kills):
+    child = start("killed")
+    time.sleep(random.uniform(0.1, 0.8) * seconds)
+    random.choice((os.kill, os.killpg))(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found.append(len(records("killed")))
+    assert all(read_run(path, {}) for path in records("killed"))
+    for path in random.sample(records("killed"), found[-1] // 2):  # so that there is something to do
+        path.unlink()
+print(*found)
+assert os.waitstatus_to_exitcode(os.waitpid(start("killed"), 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_killed_calls_leave_whole_runs_and_the_next_ends_as_if_undisturbed(tmp_path):
+    """KILLS=50 in the environment kills fifty times."""
+    kills = os.environ.get("KILLS", "6")
+    command = [sys.executable, "-c", KILLING, str(tmp_path), kills]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120 + 10 * int(kills))
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert len(done.stdout.split()) == int(kills)
+    assert any(int(count) > 0 for count in done.stdout.split())
+    undisturbed, killed = (tmp_path / name / "step3" for name in ("undisturbed", "killed"))
+    names = sorted(f"seed_{seed}.{kind}" for seed in range(6) for kind in ("json", "pt"))
+    assert sorted(path.name for path in killed.iterdir()) == names
+    for name in names:
+        first, second = (without_times(folder / name) for folder in (undisturbed, killed))
+        assert first == second, name
+
+
+def without_times(path: Path) -> bytes:
+    """The content of a file of a run, without what it says about seconds."""
+    return re.sub(rb'"seconds": [^\n]*', b"", path.read_bytes())
+
+
 def test_only_full_runs_on_mnist_go_into_results(capsys, repository):
     results = repository / "results"
     before = sorted(results.rglob("*"))
@@ -258,10 +360,31 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
     assert runs.commit() == f"{clean}-dirty"
 
 
+def interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, repository):
+    (tmp_path / "torch.py").write_text("import time; print('importing'); time.sleep(60)")
+    command = [sys.executable, str(repository / "train.py"), "--step", "2"]
+    environment, pipe = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}, subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
+    ) as child:
+        assert child.stdout.readline() == "importing\n"
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err.count("\n")) == (130, 1)
+    assert err.startswith("train.py: interrupted")
+
+
 @pytest.mark.parametrize(
     ("step", "extra", "begun"), [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds")]
 )
 def test_interrupted_run_leaves_nothing_half_written(tmp_path, step, extra, begun):
+    # Processes take minutes to start here, as many do at once: nobody waits for them.
+    slow = "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv: time.sleep(90)"
+    (tmp_path / "sitecustomize.py").write_text(slow)
     earlier = tmp_path / f"step{step}" / "seed_0.json"
     earlier.parent.mkdir()
     earlier.write_text("earlier")
@@ -271,8 +394,8 @@ def test_interrupted_run_leaves_nothing_half_written(tmp_path, step, extra, begu
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.REPOSITORY}"},
+        preexec_fn=interruptible,
         start_new_session=True,
     )
     try:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
+import io
 import os
 import random
-import tempfile
+import urllib.request
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tinymnist.runs import LARGEST, write_atomically
+
 # MD5 sums of the four unpacked files of the original distribution.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -23,6 +28,7 @@ MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 
 # The sixth of the training images that a split holds out, by the split's name.
 HELD_OUT = {"validation": 5} | {f"validation-{part}": part for part in range(5)}
@@ -71,67 +77,83 @@ def default_root() -> Path:
 def load_mnist(root: str | os.PathLike[str] | None = None) -> Digits:
     """Load MNIST (LeCun, Cortes and Burges, 1998): 60,000 training and 10,000 test images.
 
-    The four files are in `ROOT/MNIST/raw/`, as torchvision stores them. Missing ones are unpacked from a `.gz` beside
-    them or downloaded; every file's MD5 sum is checked.
+    The four files may lie in `ROOT/MNIST/raw/`, as torchvision stores them, in `ROOT/raw/` or in `ROOT` itself, with a
+    dot in place of the dash before "idx", and packed as `.gz`. Missing ones are downloaded to `ROOT/MNIST/raw/`. Every
+    file's MD5 sum is checked.
 
     Args:
-        root: the folder that holds `MNIST/raw/`; by default `default_root()`.
+        root: the folder; by default `default_root()`.
 
     Raises:
         DataError: a file cannot be read or downloaded, or is not the original.
     """
-    from torchvision.datasets import MNIST
-
-    root = Path(root).expanduser() if root is not None else default_root()
-    raw = root / "MNIST" / "raw"
+    root = Path(os.path.expanduser(root)) if root is not None else default_root()
     try:
-        for name in MNIST_MD5:
-            if not (raw / name).exists() and (raw / f"{name}.gz").exists():
-                _unpack(raw / f"{name}.gz")
-        if any(not (raw / name).exists() for name in MNIST_MD5):
-            _download(root)
-        for name, md5 in MNIST_MD5.items():
-            actual = hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest()
-            if actual != md5:
-                raise DataError(
-                    f"{raw / name} is not the original file (MD5 {actual}, expected {md5}): "
-                    "delete it and run again to download it"
-                )
-        train, test = MNIST(root, train=True), MNIST(root, train=False)
+        paths = {name: _find(root, name) for name in MNIST_MD5}
+        contents = {name: _read(path, name) if path else _download(root, name) for name, path in paths.items()}
+        for name, content in contents.items():
+            if paths[name] is None:
+                write_atomically(root / "MNIST" / "raw" / name, content)
     except OSError as error:
         raise DataError(f"cannot read or write MNIST in {root} ({error}): use another folder") from error
-    return Digits(train.data, train.targets, test.data, test.targets)
+    train_images, train_labels, test_images, test_labels = map(_array, contents.values())
+    return Digits(train_images, train_labels.long(), test_images, test_labels.long())
 
 
-def _unpack(archive: Path) -> None:
-    """Unpack a `.gz` in its folder, completely or not at all."""
+def _find(root: Path, name: str) -> Path | None:
+    """The first file of that name in one of the accepted places and spellings."""
+    spellings = [f"{spelling}{packed}" for spelling in (name, name.replace("-idx", ".idx")) for packed in ("", ".gz")]
+    paths = (root / folder / spelling for folder in ("MNIST/raw", "raw", "") for spelling in spellings)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read(path: Path, name: str) -> bytes:
+    """What one of the four files holds, unpacked."""
     try:
-        content = gzip.decompress(archive.read_bytes())
-    except (EOFError, OSError, ValueError) as error:
-        raise DataError(f"{archive} cannot be unpacked ({error}): delete it and run again") from error
-    partial = archive.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(archive.with_suffix(""))
+        with path.open("rb") as file:
+            return _original(name, file.read(LARGEST))
+    except ValueError as error:
+        raise DataError(f"{path} is not the original file ({error}): delete it and run again to download it") from error
 
 
-def _download(root: Path) -> None:
-    """Download MNIST with torchvision, and move the missing files to `raw/` once all four are complete."""
-    from torchvision.datasets import MNIST
-
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+def _download(root: Path, name: str) -> bytes:
+    """One of the four files, unpacked, from the first mirror that has it."""
+    seen = f"it holds {', '.join(sorted(os.listdir(root))[:5]) or 'nothing'}" if root.exists() else "no such folder"
+    reasons = []
+    for mirror in MIRRORS:
         try:
-            MNIST(temporary, download=True)
-        except Exception as error:  # torchvision raises whatever the network layer raised
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
-            raise DataError(
-                f"MNIST could not be downloaded from {' and '.join(MNIST.mirrors)} ({reason}): put the files "
-                f"{', '.join(MNIST_MD5)} (unpacked or as .gz) in {raw} by hand, or use drawn digits"
-            ) from error
-        for name in MNIST_MD5:
-            if not (raw / name).exists():
-                (Path(temporary) / "MNIST" / "raw" / name).replace(raw / name)
+            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=30) as response:
+                return _original(name, response.read(LARGEST))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reasons.append(f"from {mirror} ({' '.join(str(error).split()) or type(error).__name__})")
+    raise DataError(
+        f"no {name} in {root} ({seen}) or its raw/ or MNIST/raw/, nor {' nor '.join(reasons)}: put the files "
+        f"{', '.join(MNIST_MD5)}, unpacked or as .gz, in {root / 'MNIST' / 'raw'} by hand, or use drawn digits"
+    )
+
+
+def _original(name: str, content: bytes) -> bytes:
+    """The content of one of the four files, unpacked if need be and checked.
+
+    Raises:
+        ValueError: it is not the original; the message says why, in one line.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"cannot be unpacked: {error}") from error
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != MNIST_MD5[name]:
+        raise ValueError(f"MD5 {md5}, expected {MNIST_MD5[name]}")
+    return content
+
+
+def _array(content: bytes) -> Tensor:
+    """The uint8 array in the idx format: two zeros, the type, the number of dimensions, their sizes, the values."""
+    start = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4:start], ">i4").tolist()
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
 
 
 def validation_split(digits: Digits, part: int = 5) -> Digits:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -61,36 +64,51 @@ def in_processes(
     """
     if not jobs:
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(processes, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads, shared)
-    )
+    others, processes = set(multiprocessing.active_children()), min(processes, len(jobs))
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, context, _start, (threads, receiver, context.Lock()))
+    # A process takes what is shared once it has imported its modules, which takes seconds: nobody waits for that.
+    threading.Thread(target=_send, args=(sender, pickle.dumps(shared), processes), daemon=True).start()
     try:
         with _interrupts_held_back():  # the processes inherit it, and leave Ctrl-C to this one
-            futures = [pool.submit(_call, function, job) for job in jobs]
-        for future in as_completed(futures):
+            # No name holds the futures, which would keep all results.
+            finished = as_completed([pool.submit(_call, function, job) for job in jobs])
+        for future in finished:
             yield future.result()
     except BaseException as error:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
+        with _interrupts_held_back():
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
         if isinstance(error, BrokenProcessPool):
             raise OSError("a process died, perhaps for lack of memory: call again, finished runs are kept") from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        receiver.close()  # ends the thread, if a process did not come to take its share
+
+
+def _send(sender: Connection, content: bytes, times: int) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(times):
+            sender.send_bytes(content)
 
 
 def _call(function: Callable[[Any, Any], Any], job: Any) -> Any:
     return function(job, _shared)
 
 
-def _start(threads: int, shared: Any) -> None:
+def _start(threads: int, receiver: Connection, turn: AbstractContextManager[Any]) -> None:
     """Prepare a process of the pool."""
     global _shared
-    _shared = shared
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        with turn:
+            _shared = pickle.loads(receiver.recv_bytes())
+    except EOFError:  # the parent was killed
+        os._exit(1)
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import platform
 import subprocess
 import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from tinymnist.recipe import Recipe
 
 Run = dict[str, Any]
+T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"
 LAST = 5  # the target is about each of the last five epochs
+LARGEST = 2**26  # bytes; nothing that we read has more, unpacked
+
+
+class TrainingError(RuntimeError):
+    """A training came to nothing; the message is one line that says why."""
 
 
 def accuracy(record: dict[str, float | int], part: str = "test") -> float:
@@ -40,11 +51,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from claiming the same record, or the same folder of records, meanwhile.
+
+    The claim ends with its process, however that ends. A file system without locks gives it to everyone.
+
+    Raises:
+        OSError: another process has it.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=2)  # a process whose parent was killed needs a moment to end
+    except Timeout:
+        raise OSError(f"another process is writing {path}: wait for its end, or choose another folder") from None
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        if lock.is_locked:
+            for partial in path.parent.glob(f".{path.stem}.*-*"):  # a process was killed in `write_atomically`
+                partial.unlink()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not delete a file that is open
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def check_writable(folder: Path) -> None:
@@ -85,7 +130,7 @@ def save_run(
         weights: whether to write the weights too.
 
     Returns:
-        What was written as JSON.
+        What was written as JSON; with the weights, it holds their SHA-256 sum.
 
     Raises:
         ValueError: a run on other data than MNIST would go into `results/`.
@@ -108,8 +153,10 @@ def save_run(
         buffer = io.BytesIO()
         state = {k: v.detach().to("cpu", memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
         torch.save(state, buffer)
+        run["weights_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
         write_atomically(path.with_suffix(".pt"), buffer.getvalue())
-    write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
+    write_json(path, run)
+    path.with_suffix(".failed").unlink(missing_ok=True)
     return run
 
 
@@ -137,13 +184,56 @@ def commit() -> str | None:
         return None
 
 
-def read_run(path: Path, expected: Run) -> Run | None:
-    """The record in a file if it is whole and says what is expected of it, else None."""
+def read_json(path: Path, use: Callable[[Any], T]) -> T:
+    """What a function makes of the content of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or of a shape that the function does not expect; the message names the file.
+    """
+    content = path.read_bytes()
     try:
-        run = json.loads(path.read_text())
-        return run if all(run[key] == value for key, value in expected.items()) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return use(json.loads(content))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): restore it, or have it written again") from error
+
+
+def check_run(run: Any) -> Run:
+    """The run, if its record is whole; else ValueError, LookupError or TypeError."""
+    epochs, accuracies = run["recipe"]["epochs"], last_accuracies(run, len(run["history"]))
+    if not 0 < len(accuracies) == epochs or run["seed"] < 0:
+        raise ValueError("not one entry for each epoch")
+    return run
+
+
+def read_run(path: Path, expected: Run, weights: bool = True) -> Run | None:
+    """The record in a file if it is whole, its weights too if asked for, and says what is expected of it; else None."""
+    try:
+        run = read_json(path, check_run)
+        content = path.with_suffix(".pt").read_bytes() if weights else b""
+    except (OSError, ValueError):
         return None
+    same = all(key in run and run[key] == value for key, value in expected.items())
+    if weights:  # older records do not have the sum
+        same &= zipfile.is_zipfile(io.BytesIO(content))
+        same &= run.get("weights_sha256") in (None, hashlib.sha256(content).hexdigest())
+    return run if same else None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights that `save_run` wrote into a net of the same kind.
+
+    Raises:
+        OSError: they are missing, damaged, or those of another net; the message names the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist())) > LARGEST:
+                raise ValueError(f"{size:,} bytes unpacked")
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise OSError(f"no weights of {type(model).__name__} in {path} ({reason}): restore the file") from error
 
 
 def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[Run]:
@@ -155,13 +245,14 @@ def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[
 
     Raises:
         FileNotFoundError: no run is there, or one of the count is missing; the message names its file.
+        ValueError: a record is damaged; the message names its file.
     """
     folder = RESULTS / folder
     paths = sorted(folder.glob("seed_*.json")) if count is None else [folder / f"seed_{k}.json" for k in range(count)]
     for path in paths or [folder / "seed_0.json"]:
         if not path.exists():
             raise FileNotFoundError(f"no finished run {path}: make results and make study write them")
-    return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
+    return sorted((read_json(path, check_run) for path in paths), key=lambda run: run["seed"])
 
 
 def load_bench(part: str, device: str = "cpu") -> Run:
@@ -169,9 +260,10 @@ def load_bench(part: str, device: str = "cpu") -> Run:
 
     Raises:
         FileNotFoundError: it was not measured.
+        ValueError: the file is damaged.
     """
     path = RESULTS / f"bench_{device}.json"
-    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured = read_json(path, dict) if path.exists() else {}
     if part not in measured:
         raise FileNotFoundError(f"no {part} in {path}: make bench writes them")
     return measured[part]
