@@ -59,8 +59,8 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     (
         "The ladder from Step 2 to Step 3",
         "One part is added at a time, and each rung is compared with the one below it; the rule that decides stands "
-        "in `experiments/variants.py`, `ladder`. Twenty-four pairs per rung are planned: the table holds those that "
-        "are finished.",
+        "in `experiments/variants.py`, `ladder`. Twenty-four pairs per rung are planned, and the table holds those "
+        "that are finished: with two or three, an interval says nothing yet.",
         lambda frame: in_order(frame[frame.group == "ladder"], list(ladder())),
         [lambda frame: effects_table(frame, by_size=False)],
     ),

@@ -32,7 +32,7 @@ def plot_digits(images: Tensor, labels: Sequence[int | str], columns: int = 10) 
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label in zip(axes.flat, images, labels, strict=False):
-        axis.imshow(image.squeeze(), cmap="gray_r")
+        axis.imshow(image.squeeze().numpy(), cmap="gray_r")
         axis.set_title(str(label), fontsize=10)
     plt.close(figure)
     return figure
@@ -52,7 +52,7 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     limits = {"vmin": float(before.min()), "vmax": float(before.max())}
     for row, images in zip(axes, [before, *after], strict=True):
         for axis, image in zip(row, images, strict=True):
-            axis.imshow(image.squeeze(), cmap="gray_r", **limits)
+            axis.imshow(image.squeeze().numpy(), cmap="gray_r", **limits)
             axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("original", fontsize=9)
     for i in range(1, 1 + len(after)):
