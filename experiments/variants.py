@@ -152,14 +152,14 @@ def changes() -> dict[str, Variant]:
     for rate in (5, 10, 25):
         add(1, f"dropout-{rate}", f"dropout of {rate} %", functools.partial(setup_net, dropout=rate / 100))
     gap = functools.partial(without_batchnorm, RegularizedNet, drop=nn.Identity())
-    add(1, "gap", "GAP and a fifth convolution in place of the 4x4 kernel", gap)
+    add(1, "gap", "GAP and a fifth convolution for the 4x4 kernel", gap)
 
     add(2, "no-batchnorm", "no BatchNorm", functools.partial(without_batchnorm, RegularizedNet))
     add(2, "no-dropout", "no dropout", functools.partial(with_layers, RegularizedNet, drop=nn.Identity()))
     for rate in (10, 20):
         net = functools.partial(with_layers, RegularizedNet, drop=nn.Dropout(rate / 100))
         add(2, f"dropout-{rate}", f"dropout of {rate} % in place of 5 %", net)
-    add(2, "big-kernel", "4x4 kernel in place of the fifth convolution and GAP", BigKernelNet)
+    add(2, "big-kernel", "4x4 kernel for the fifth convolution and GAP", BigKernelNet)
     add(2, "final-net", "the net of Step 3", FinalNet)
     add(2, "deslant", "deslanting", lambda: nn.Sequential(Deslant(), RegularizedNet()))
     add(2, "one-cycle", "one-cycle schedule to 0.1", schedule=final.schedule, max_lr=final.max_lr)

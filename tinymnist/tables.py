@@ -63,14 +63,14 @@ def effect_table(*names: str) -> str:
     Returns:
         per change the differences from its base with 95 % intervals: of the mean and the lowest accuracy of the last
         five epochs in points, each with the p-value that it is 0, corrected for the number of lines in its table of
-        `results/README.md` (Holm), and of the loss in thousandths.
+        `results/README.md` (Holm), and of the loss in thousandths, without its interval.
     """
-    cells = [["change", "pairs", "mean", "p", "lowest", "p", "loss"]]
+    cells = [["change", "mean", "p", "lowest", "p", "loss"]]
     for row in read_effects(*names):
-        mean, lowest, loss = (
+        mean, lowest = (
             "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[name + end] for end in ("", "_low", "_high")))
-            for name in ("last5_mean", "last5_min", "test_loss")
+            for name in ("last5_mean", "last5_min")
         )
         p_mean, p_lowest = f"{row['p_mean']:.3f}", f"{row['p_lowest']:.3f}"
-        cells.append([row["change"], f"{row['pairs']:.0f}", mean, p_mean, lowest, p_lowest, loss])
+        cells.append([row["change"], mean, p_mean, lowest, p_lowest, f"{row['test_loss']:+.1f}"])
     return aligned(cells)
