@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from scipy import ndimage
+from skimage import filters, measure, morphology, transform
 from torch import Tensor
 
 SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fit
-LARGEST = 400  # pixels; larger pictures are reduced first, to a size still far above MNIST's
+SMALLEST, LARGEST = 200, 800  # pixels; other pictures are enlarged or reduced first
+WINDOW = 0.3  # of the shorter side; wider than a stroke
 FAINT = 0.12  # lower contrast than this, on a scale from black to white, is a blank picture
-INK = 0.35  # a pixel above this fraction of the full contrast belongs to a stroke
 STROKE = 2.0  # pixels of the 20x20 box; thinner strokes are widened, since MNIST's are wider
 
 
@@ -28,24 +30,21 @@ def open_picture(path: str | Path) -> Image.Image:
     """Read an image file and apply its EXIF orientation.
 
     Raises:
-        PictureError: the file does not exist, or is not an image.
+        PictureError: the file does not exist, or is not an image that can be read.
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image.copy())
+            image.load()
+            return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise PictureError("there is no such file: check the path") from error
-    except (UnidentifiedImageError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError("this is not an image that can be read: use a PNG or JPEG file") from error
-    except OSError as error:
-        raise PictureError(f"it cannot be read ({error.strerror or error}): use a PNG or JPEG file") from error
 
 
 def prepare(image: Image.Image) -> Tensor:
     """Convert a picture of one digit to an image like those of MNIST.
 
-    The picture may have any size, be grey or coloured, dark on light or light on dark, or have a transparent
-    background. The median colour of its edge is taken as the background, and what differs from it as the digit.
+    The picture may have any size and mode, be dark on light or light on dark, unevenly lit, lined or squared, or have
+    a transparent background. A picture that is already like those of MNIST stays as it is.
 
     Args:
         image: the picture.
@@ -56,118 +55,192 @@ def prepare(image: Image.Image) -> Tensor:
     Raises:
         PictureError: the picture is blank, or does not show one digit.
     """
-    ink = _ink(image)
-    _check_one_digit(ink > INK)
-    ink = _cropped(ink)
-    width = _stroke_width(ink) * BOX / max(ink.shape)
-    if width < STROKE:
-        ink = _widened(ink, (STROKE - width) * max(ink.shape) / BOX)
-    scale = BOX / max(ink.shape)
-    height, width = (max(1, round(n * scale)) for n in ink.shape)
-    small = F.interpolate(ink[None, None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0, 0]
-    small = (small / small.quantile(0.98).clamp(min=0.5)).clamp(0, 1)
-    return (255 * _centred(small)).round().to(torch.uint8)
+    colors = _colors(image)
+    if (same := _as_in_mnist(colors)) is not None:
+        return same
+    zoom = SMALLEST / min(colors.shape[:2])
+    if zoom > 1:
+        colors = transform.resize(colors, [round(zoom * n) for n in colors.shape[:2]], order=3)
+    return _like_mnist(_digit(_without_lines(_ink(colors))))
 
 
-def _ink(image: Image.Image) -> Tensor:
-    """Contrast of each pixel with the background, in the direction of the ink's colour: float (H, W) from 0 to 1."""
-    if max(image.size) > LARGEST:
-        image = image.copy()
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+def _colors(image: Image.Image) -> np.ndarray:
+    """The colours of a picture of any mode, float32 (H, W, 3) from 0 to 1, at most `LARGEST` pixels long."""
     if min(image.size) < 2:
         raise PictureError(f"{image.width}x{image.height} pixels are too few to show a digit: use a larger picture")
-    if image.has_transparency_data:
-        image = _flattened(image.convert("RGBA"))
-    grey = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float() / 255
-    colors = grey.view(image.height, image.width, 3)
-    edge = torch.cat([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
-    difference = colors - edge.median(dim=0).values
-    # The direction in colour space from the background to the ink.
-    towards = (difference * difference.norm(dim=2, keepdim=True)).sum((0, 1))
-    ink = (difference @ towards / towards.norm().clamp(min=1e-6)).clamp(min=0)
-    strength = 0.9 * ink.max()
-    if strength < FAINT:
-        raise PictureError("it is blank, or has too little contrast: use a picture of one digit")
-    ink = (ink / strength).clamp(0, 1)
-    return torch.where(ink > 0.1, ink, 0)
+    if image.mode[0] in "IF":  # more than 8 bits: their range is not known, so it is taken from the picture
+        values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+        low, high = values.min(), values.max()
+        image = Image.fromarray((255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8))
+    transparent = image.has_transparency_data
+    image = image.convert("RGBA" if transparent else "RGB")
+    if max(image.size) > LARGEST:
+        image = image.reduce(-(-max(image.size) // LARGEST))
+    colors = np.asarray(image, np.float32) / 255
+    if transparent:  # on black or white, whichever contrasts more with what is opaque
+        colors, alpha = colors[..., :3], colors[..., 3:]
+        dark = (colors * alpha).sum() < 1.5 * alpha.sum()
+        colors = colors * alpha + dark * (1 - alpha)
+    return colors
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    """A transparent RGBA picture on black or white, whichever contrasts more with its opaque pixels."""
-    paint, alpha = image.convert("L"), image.getchannel("A")
-    weight = torch.frombuffer(bytearray(alpha.tobytes()), dtype=torch.uint8).float()
-    value = torch.frombuffer(bytearray(paint.tobytes()), dtype=torch.uint8).float()
-    mean = (weight * value).sum() / weight.sum().clamp(min=1)
-    ground = Image.new("RGBA", image.size, "black" if mean > 127 else "white")
-    return Image.alpha_composite(ground, image).convert("RGB")
+def _as_in_mnist(colors: np.ndarray) -> Tensor | None:
+    """The picture itself, white on black, if it is one as MNIST has them: 28x28, the digit in a centred box."""
+    if colors.shape[:2] != (SIZE, SIZE):
+        return None
+    grey = colors.mean(2)
+    grey = 1 - grey if np.median(grey) > 0.5 else grey
+    rows, columns = (np.flatnonzero(grey.max(axis) > 0.1) for axis in (1, 0))
+    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) != BOX - 1:
+        return None
+    middle = ndimage.center_of_mass(grey)
+    return torch.from_numpy((255 * grey).round().astype(np.uint8)) if max(abs(m - 13.5) for m in middle) < 1 else None
 
 
-def _check_one_digit(mask: Tensor) -> None:
-    """Raise PictureError if the shape or the connected components of the ink rule out a single digit.
+def _ink(colors: np.ndarray) -> np.ndarray:
+    """Contrast of each pixel with the ground around it, towards the colour of the ink: float (H, W), about 0 to 1.
 
-    This rejects pictures that the net would still classify as some digit; it does not detect digits.
+    The ground is a morphological closing (Serra, 1982) that is wider than a stroke: it fills the strokes, but keeps
+    gradients, the edge of a shadow and the edge of a table.
     """
-    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    height, width = (int(at[-1] - at[0]) + 1 for at in (rows, columns))
+    value = ndimage.gaussian_filter(colors @ -_towards_ink(colors), 1)
+    ground = _closed(value, round(WINDOW * min(value.shape)))
+    ink = (ground - value) / (abs(ground) + 0.2)  # light scales the ground and the contrast alike
+    return ink - np.median(ink)
+
+
+def _towards_ink(colors: np.ndarray) -> np.ndarray:
+    """The direction from the ground to the ink in colour space, of length 1: float (3,).
+
+    It is that of the strongest differences from the local median, as far as the closing or opening sees them as well.
+    """
+    size = (np.array(colors.shape[:2]) * 100 / max(colors.shape)).round().clip(8)
+    small = transform.resize_local_mean(colors, size.astype(int))
+    channels = [small[..., channel] for channel in range(3)]
+    window = round(WINDOW * 100)
+    disk = morphology.disk(window)
+    median = [filters.rank.median((255 * c).round().astype(np.uint8), disk) / 255 for c in channels]
+    above = [c + _closed(-c, window) for c in channels]
+    below = [c - _closed(c, window) for c in channels]
+    difference = np.clip(small - np.stack(median, 2), np.stack(below, 2), np.stack(above, 2))
+    weighted = difference * np.linalg.norm(difference, axis=2, keepdims=True) ** 2
+    lighter = difference.sum(2) > 0
+    light, dark = weighted[lighter].sum(0), weighted[~lighter].sum(0)
+    towards = light if np.linalg.norm(light) > 3 * np.linalg.norm(dark) else dark
+    global DBG; DBG = np.linalg.norm(light) / max(1e-9, np.linalg.norm(dark))
+    return (towards / max(np.linalg.norm(towards), 1e-9)).astype(np.float32)
+
+
+def _closed(value: np.ndarray, window: int) -> np.ndarray:
+    """The closing of (H, W) by a square, where ground continues beyond the picture's edge.
+
+    A dark stretch of the edge is ground if it reaches a corner, as a table or a shadow does, and else a stroke.
+    """
+    framed = value.copy()
+    for side in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
+        side[:] = np.minimum(np.maximum.accumulate(side), np.maximum.accumulate(side[::-1])[::-1])
+    framed = np.pad(framed, window, mode="edge")
+    return ndimage.grey_closing(framed, (window, window))[window:-window, window:-window]
+
+
+def _without_lines(ink: np.ndarray) -> np.ndarray:
+    """The ink without the lines that are ruled across the page, which a Hough transform (Duda and Hart, 1972) finds."""
+    size = 2 * round(0.006 * max(ink.shape)) + 3
+    thick = ndimage.grey_opening(ink, (size, size))
+    rows, columns = np.nonzero(ink - thick > max(0.3 * FAINT, 3 * _noise(ink)))
+    thin = np.zeros(ink.shape, bool)
+    thin[rows, columns] = True
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 360, endpoint=False)
+    votes = transform.hough_line(thin, angles)
+    _, *found = transform.hough_line_peaks(
+        *votes, min_distance=size, min_angle=4, threshold=0.6 * min(ink.shape), num_peaks=200
+    )
+    values, ruled = ink[rows, columns], np.zeros(len(rows), bool)
+    for angle, distance in zip(*found, strict=True):
+        near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
+        ruled |= near & (values < 1.5 * np.percentile(values[near], 75))  # a pen that follows the line is darker
+    cleared = ink.copy()
+    at = rows[ruled], columns[ruled]
+    cleared[at] = thick[at]
+    cleared[at] = ndimage.grey_closing(cleared, (size, size))[at]  # strokes that cross the line
+    return cleared
+
+
+def _noise(ink: np.ndarray) -> float:
+    """The standard deviation of the ground, from the median absolute deviation."""
+    return 1.48 * float(np.median(abs(ink)))
+
+
+def _digit(ink: np.ndarray) -> np.ndarray:
+    floor = max(FAINT, 5 * _noise(ink))
+    main = _largest(measure.label(ink > floor), ink)
+    level = np.percentile(main.image_intensity[main.image], 90)
+    mask = ink > 0.45 * level
+    labels = measure.label(mask)
+    main = _largest(labels * _filled(main, labels.shape), ink)
+    _check_strokes(main)
+    reach = main.bbox[2] - main.bbox[0]
+    away = ndimage.distance_transform_edt(labels != main.label)
+    keep = [main.label]
+    parts = measure.regionprops(labels, away)
+    for part in parts:
+        if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
+            continue
+        beside = part.bbox[1] >= main.bbox[3] or part.bbox[3] <= main.bbox[1]
+        gap = part.intensity_min
+        if gap > 0.06 * reach and (part.area > 0.4 * main.area or (beside and part.area > 0.15 * main.area)):
+            raise PictureError("it shows no single digit (parts side by side): use a picture of one digit")
+        if gap < 0.2 * reach:
+            keep.append(part.label)
+    return np.isin(labels, keep)
+
+
+def _filled(main, shape):
+    out = np.zeros(shape, bool)
+    out[main.slice] = main.image
+    return out
+
+
+def _at_edge(part, shape) -> bool:
+    top, left, bottom, right = part.bbox
+    return top <= 1 or left <= 1 or bottom >= shape[0] - 1 or right >= shape[1] - 1
+
+
+def _largest(labels, ink):
+    parts = []
+    for part in measure.regionprops(labels, ink):
+        long = max(part.bbox[2] - part.bbox[0], part.bbox[3] - part.bbox[1])
+        if long >= (0.5 * min(ink.shape) if _at_edge(part, ink.shape) else 12):
+            parts.append(part)
+    if not parts:
+        raise PictureError("it is blank, or has too little contrast: use a picture of one digit")
+    return max(parts, key=lambda part: part.area * part.intensity_mean)
+
+
+def _check_strokes(part) -> None:
+    height, width = (int(n) for n in part.image.shape)
     if width > 1.8 * height:
         raise PictureError("it shows no single digit (too wide): use a picture of one digit")
-    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if inside.float().mean() > 0.8 and width > 0.5 * height:
+    if part.extent > 0.8 and width > 0.5 * height:
         raise PictureError("it shows no single digit (a filled area, no strokes): use a picture of one digit")
-    parts = sorted(_components(mask), key=lambda part: -part[0])
-    ink = sum(count for count, _, _ in parts)
-    if parts[0][0] < 0.5 * ink:
-        raise PictureError("it shows no single digit (many small parts): use a picture of one digit")
-    for count, left, right in parts[1:]:
-        beside = left > parts[0][2] or right < parts[0][1]
-        if beside and count > 0.15 * ink:
-            raise PictureError("it shows no single digit (parts side by side): use a picture of one digit")
 
 
-def _components(mask: Tensor) -> list[tuple[int, int, int]]:
-    """The number of pixels, leftmost and rightmost column of each 8-connected component of a mask."""
-    if max(mask.shape) > 100:
-        small = [max(1, round(100 * n / max(mask.shape))) for n in mask.shape]
-        mask = F.adaptive_max_pool2d(mask[None].float(), small)[0].bool()
-    labels = torch.where(mask, torch.arange(1.0, mask.numel() + 1).view(mask.shape), 0)
-    while True:
-        grown = torch.where(mask, F.max_pool2d(labels[None], 3, stride=1, padding=1)[0], 0)
-        if torch.equal(grown, labels):
-            break
-        labels = grown
-    components = []
-    for label in labels[mask].unique():
-        at = (labels == label).nonzero()[:, 1]
-        components.append((len(at), int(at.min()), int(at.max())))
-    return components
-
-
-def _cropped(ink: Tensor) -> Tensor:
-    """The smallest rectangle that holds the strokes."""
-    mask = ink > INK
-    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _stroke_width(ink: Tensor) -> float:
-    """Estimate of the stroke width in pixels: twice the area over the length of the outline."""
-    mask = F.pad((ink > INK).float(), (1, 1, 1, 1))
-    outline = mask.diff(dim=0).abs().sum() + mask.diff(dim=1).abs().sum()
-    return float(2 * mask.sum() / outline) * 1.27  # an outline along pixel edges is 4 / pi times too long on average
-
-
-def _widened(ink: Tensor, by: float) -> Tensor:
-    """Dilate the strokes by about that many pixels: each pixel becomes the maximum of its neighbourhood."""
-    reach = round(by / 2)
-    return F.max_pool2d(F.pad(ink[None], (reach,) * 4), 2 * reach + 1, stride=1, padding=reach)[0] if reach else ink
-
-
-def _centred(small: Tensor) -> Tensor:
-    """The digit in 28x28 pixels, centred by its centre of mass to the nearest pixel, as far as it fits."""
+def _like_mnist(mask):
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    zoom = BOX / max(mask.shape)
+    skeleton = morphology.skeletonize(np.pad(mask, 1))
+    width = 2 * ndimage.distance_transform_edt(np.pad(mask, 1))[skeleton].mean() * zoom
+    if width < STROKE:
+        r = (STROKE - width) / zoom / 2
+        mask = ndimage.distance_transform_edt(~np.pad(mask, round(r) + 1)) <= r
+        zoom = BOX / max(mask.shape)
+    small = transform.resize_local_mean(mask.astype(float), [max(1, round(zoom * n)) for n in mask.shape])
     corner = []
     for axis, length in enumerate(small.shape):
         mass = small.sum(1 - axis)
-        middle = float((mass * (torch.arange(length) + 0.5)).sum() / mass.sum())
+        middle = float((mass * (np.arange(length) + 0.5)).sum() / mass.sum())
         corner.append(min(max(round(SIZE / 2 - middle), 0), SIZE - length))
-    top, left = corner
-    return F.pad(small, (left, SIZE - left - small.shape[1], top, SIZE - top - small.shape[0]))
+    out = np.zeros((SIZE, SIZE), np.uint8)
+    out[corner[0] : corner[0] + small.shape[0], corner[1] : corner[1] + small.shape[1]] = (255 * small).round()
+    return torch.from_numpy(out)
