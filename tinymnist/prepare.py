@@ -61,7 +61,42 @@ def prepare(image: Image.Image) -> Tensor:
     zoom = SMALLEST / min(colors.shape[:2])
     if zoom > 1:
         colors = transform.resize(colors, [round(zoom * n) for n in colors.shape[:2]], order=3)
-    return _like_mnist(_digit(_without_lines(_ink(colors))))
+    plain = _plain_corners(colors)
+    try:
+        digit = _digit(*(_ink_on_plain(colors) if plain == 4 else _ink(colors)))
+    except PictureError:
+        if plain != 3:
+            raise
+        return _like_mnist(_digit(*_ink_on_plain(colors)))
+    if plain == 3 and _edge(digit).any():  # it fills the picture, so that the ground around it is hard to tell
+        digit = _digit(*_ink_on_plain(colors))
+    return _like_mnist(digit)
+
+
+def _edge(values: np.ndarray) -> np.ndarray:
+    """What is at the edge of the picture: (H, W, ...) to (N, ...)."""
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
+
+
+def _plain_corners(colors: np.ndarray) -> int:
+    """How many corners have the colour of the picture's edge, if most of that has one colour; else 0."""
+    edge = _edge(colors)
+    color = np.median(edge, axis=0)
+    n = max(2, min(colors.shape[:2]) // 40)
+    corners = [colors[rows, columns].mean((0, 1)) for rows in (slice(n), slice(-n, None)) for columns in (slice(n), slice(-n, None))]
+    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5:
+        return 0
+    return sum(bool(abs(corner - color).max() < 0.06) for corner in corners)
+
+
+def _ink_on_plain(colors: np.ndarray) -> tuple[np.ndarray, float]:
+    """`_ink` for a picture whose ground has one colour, that of the picture's edge."""
+    difference = colors - np.median(_edge(colors), axis=0)
+    towards = (difference * np.linalg.norm(difference, axis=2, keepdims=True) ** 2).sum((0, 1))
+    towards = towards / max(np.linalg.norm(towards), 1e-9)
+    ground = abs(np.median(_edge(colors), axis=0) @ towards)
+    ink = ndimage.gaussian_filter(difference @ towards, 1) / (ground + 0.2)
+    return ink, 1.48 * float(np.median(abs(_edge(ink))))
 
 
 def _colors(image: Image.Image) -> np.ndarray:
@@ -97,7 +132,7 @@ def _as_in_mnist(colors: np.ndarray) -> Tensor | None:
     return torch.from_numpy((255 * grey).round().astype(np.uint8)) if max(abs(m - 13.5) for m in middle) < 1 else None
 
 
-def _ink(colors: np.ndarray) -> np.ndarray:
+def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
     """Contrast of each pixel with the ground around it, towards the colour of the ink: float (H, W), about 0 to 1.
 
     The ground is a morphological closing (Serra, 1982) that is wider than a stroke: it fills the strokes, but keeps
@@ -106,7 +141,9 @@ def _ink(colors: np.ndarray) -> np.ndarray:
     value = ndimage.gaussian_filter(colors @ -_towards_ink(colors), 1)
     ground = _closed(value, round(WINDOW * min(value.shape)))
     ink = (ground - value) / (abs(ground) + 0.2)  # light scales the ground and the contrast alike
-    return ink - np.median(ink)
+    low, high = np.percentile(ink, (5, 25))  # 0.97 standard deviations of a normal distribution apart
+    noise = float(high - low)
+    return ink - high - 0.7 * noise, noise
 
 
 def _towards_ink(colors: np.ndarray) -> np.ndarray:
@@ -127,7 +164,6 @@ def _towards_ink(colors: np.ndarray) -> np.ndarray:
     lighter = difference.sum(2) > 0
     light, dark = weighted[lighter].sum(0), weighted[~lighter].sum(0)
     towards = light if np.linalg.norm(light) > 3 * np.linalg.norm(dark) else dark
-    global DBG; DBG = np.linalg.norm(light) / max(1e-9, np.linalg.norm(dark))
     return (towards / max(np.linalg.norm(towards), 1e-9)).astype(np.float32)
 
 
@@ -143,22 +179,28 @@ def _closed(value: np.ndarray, window: int) -> np.ndarray:
     return ndimage.grey_closing(framed, (window, window))[window:-window, window:-window]
 
 
-def _without_lines(ink: np.ndarray) -> np.ndarray:
+def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
     """The ink without the lines that are ruled across the page, which a Hough transform (Duda and Hart, 1972) finds."""
     size = 2 * round(0.006 * max(ink.shape)) + 3
     thick = ndimage.grey_opening(ink, (size, size))
-    rows, columns = np.nonzero(ink - thick > max(0.3 * FAINT, 3 * _noise(ink)))
+    rows, columns = np.nonzero(ink - thick > max(0.3 * FAINT, 3 * noise))
     thin = np.zeros(ink.shape, bool)
     thin[rows, columns] = True
-    angles = np.linspace(-np.pi / 2, np.pi / 2, 360, endpoint=False)
-    votes = transform.hough_line(thin, angles)
+    upright = np.radians(np.arange(-20, 20, 0.25))
+    votes = transform.hough_line(thin, np.concatenate([upright, upright + np.pi / 2]))
     _, *found = transform.hough_line_peaks(
-        *votes, min_distance=size, min_angle=4, threshold=0.6 * min(ink.shape), num_peaks=200
+        *votes, min_distance=size, min_angle=4, threshold=0.5 * min(ink.shape), num_peaks=300
     )
     values, ruled = ink[rows, columns], np.zeros(len(rows), bool)
     for angle, distance in zip(*found, strict=True):
         near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
-        ruled |= near & (values < 1.5 * np.percentile(values[near], 75))  # a pen that follows the line is darker
+        along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
+        profile = np.zeros(length)
+        np.maximum.at(profile, along[near], values[near])
+        covered = np.flatnonzero(profile)
+        reaches = min(covered[0], length - covered[-1]) < 2 * size
+        if reaches and len(covered) > max(0.8 * np.ptp(covered), 0.5 * length):
+            ruled |= near & (values < 2 * np.median(profile[covered]))  # what is darker is a pen along the line
     cleared = ink.copy()
     at = rows[ruled], columns[ruled]
     cleared[at] = thick[at]
@@ -166,19 +208,14 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
     return cleared
 
 
-def _noise(ink: np.ndarray) -> float:
-    """The standard deviation of the ground, from the median absolute deviation."""
-    return 1.48 * float(np.median(abs(ink)))
-
-
-def _digit(ink: np.ndarray) -> np.ndarray:
-    floor = max(FAINT, 5 * _noise(ink))
+def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
+    ink = _without_lines(ink, noise)
+    floor = max(FAINT, 5 * noise)
     main = _largest(measure.label(ink > floor), ink)
     level = np.percentile(main.image_intensity[main.image], 90)
     mask = ink > 0.45 * level
     labels = measure.label(mask)
     main = _largest(labels * _filled(main, labels.shape), ink)
-    _check_strokes(main)
     reach = main.bbox[2] - main.bbox[0]
     away = ndimage.distance_transform_edt(labels != main.label)
     keep = [main.label]
@@ -186,13 +223,21 @@ def _digit(ink: np.ndarray) -> np.ndarray:
     for part in parts:
         if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
             continue
-        beside = part.bbox[1] >= main.bbox[3] or part.bbox[3] <= main.bbox[1]
-        gap = part.intensity_min
-        if gap > 0.06 * reach and (part.area > 0.4 * main.area or (beside and part.area > 0.15 * main.area)):
+        gap = part.intensity_min / reach
+        apart = _apart(part, main, 0) or _apart(part, main, 1)
+        tall = part.bbox[2] - part.bbox[0] > 0.5 * reach
+        if gap > 0.06 and apart and tall and part.area > 0.15 * main.area or gap > 0.25 and part.area > 0.4 * main.area:
             raise PictureError("it shows no single digit (parts side by side): use a picture of one digit")
-        if gap < 0.2 * reach:
+        if gap < 0.25:
             keep.append(part.label)
-    return np.isin(labels, keep)
+    digit = np.isin(labels, keep)
+    _check_strokes(measure.regionprops(digit.astype(int))[0])
+    return digit
+
+
+def _apart(part, other, axis):
+    (a, b), (c, d) = ((p.bbox[axis], p.bbox[axis + 2]) for p in (part, other))
+    return min(b, d) - max(a, c) < 0.2 * min(b - a, d - c)
 
 
 def _filled(main, shape):
@@ -219,7 +264,7 @@ def _largest(labels, ink):
 
 def _check_strokes(part) -> None:
     height, width = (int(n) for n in part.image.shape)
-    if width > 1.8 * height:
+    if width > 2.2 * height:
         raise PictureError("it shows no single digit (too wide): use a picture of one digit")
     if part.extent > 0.8 and width > 0.5 * height:
         raise PictureError("it shows no single digit (a filled area, no strokes): use a picture of one digit")
