@@ -64,7 +64,9 @@ PATHS: dict[int, list[list[list[tuple[float, float]]]]] = {
             + [(0.45, 0.5), (0.9, 0.25), (0.8, 0.08)]
         ]
     ],
-    9: [[[(0.9, 0.12), (0.4, 0), (0.05, 0.25), (0.4, 0.5), (0.85, 0.3), (0.9, 0.1), (0.9, 0.1), (0.85, 0.6), (0.7, 1)]]],
+    9: [
+        [[(0.9, 0.12), (0.4, 0), (0.05, 0.25), (0.4, 0.5), (0.85, 0.3), (0.9, 0.1), (0.9, 0.1), (0.85, 0.6), (0.7, 1)]]
+    ],
 }
 
 
@@ -189,7 +191,14 @@ def paper(shape: tuple[int, int], rng: Generator, style: dict[str, Any]) -> np.n
     if style.get("ruled"):
         pitch, strength = side * rng.uniform(0.05, 0.2), rng.uniform(0.6, 1.2)
         lines(page, pitch, width, angle, 1 - strength * (1 - blue), None)
-        lines(page, 1, 1.3 * width, angle + np.pi / 2, red, round(rng.choice([-1, 1]) * rng.uniform(0.36, 0.46) * shape[1]))
+        lines(
+            page,
+            1,
+            1.3 * width,
+            angle + np.pi / 2,
+            red,
+            round(rng.choice([-1, 1]) * rng.uniform(0.36, 0.46) * shape[1]),
+        )
     if style.get("graph"):
         pitch, tone = side * rng.uniform(0.02, 0.08), 1 - rng.uniform(0.5, 1.2) * (1 - blue)
         for turn in (0, np.pi / 2):
