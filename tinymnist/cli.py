@@ -26,7 +26,8 @@ class OneLineParser(argparse.ArgumentParser):
     def failed(self, error: BaseException) -> int:
         """Print the first line of an error on stderr; returns the exit code 2."""
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{self.prog}: {line}", file=sys.stderr)
+        if sys.stderr is not None:  # print would take standard output in its place
+            print(f"{self.prog}: {line}", file=sys.stderr)
         return 2
 
 

@@ -129,7 +129,7 @@ def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
 def _closed(value: np.ndarray, window: int) -> np.ndarray:
     """The closing of (H, W) by a square.
 
-    A dark stretch of the picture's edge is ground if it reaches a corner, as a table or a shadow does, and else a stroke.
+    A dark stretch of the picture's edge is ground if it reaches a corner, as a table or a shadow does, else a stroke.
     """
     framed = value.copy()
     for side in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
@@ -147,7 +147,9 @@ def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
     values, ruled = ink[thin], np.zeros(len(rows), bool)
     level = np.radians(np.arange(-20, 20, 0.25))
     votes = transform.hough_line(thin, np.concatenate([level, level + np.pi / 2]))
-    _, *found = transform.hough_line_peaks(*votes, size, 4, threshold=0.5 * min(ink.shape), num_peaks=300)
+    _, *found = transform.hough_line_peaks(
+        *votes, min_distance=size, min_angle=4, threshold=0.5 * min(ink.shape), num_peaks=300
+    )
     for angle, distance in zip(*found, strict=True):
         near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
         along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
