@@ -261,7 +261,7 @@ def photographed(page: np.ndarray, rng: Generator, style: dict[str, Any]) -> Ima
     if "tilt" in style or "perspective" in style:
         angle = np.radians(rng.uniform(-1, 1) * style.get("tilt", 3))
         middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
-        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 0.95]])
+        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1.1]])
         turn[2, :2] = rng.uniform(-1, 1, 2) * style.get("perspective", 0) / max(height, width)
         page = warp(page, middle @ turn @ np.linalg.inv(middle), mode="edge").astype(np.float32)
     blur = style.get("blur", 0.002) * max(height, width) * rng.uniform(0.3, 1)

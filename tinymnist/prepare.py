@@ -98,7 +98,7 @@ def _ink_on_plain(colors: np.ndarray) -> tuple[np.ndarray, float]:
     towards = _direction(colors - ground)
     towards /= max(np.linalg.norm(towards), 1e-9)
     ink = ndimage.gaussian_filter((colors - ground) @ towards, 1) / (abs(ground @ towards) + 0.2)
-    return ink, 1.48 * float(np.median(abs(_edge(ink))))
+    return ink, max(1.48 * float(np.median(abs(_edge(ink)))), 0.05 * float(ink.max()))  # a faint shadow is no ink
 
 
 def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
@@ -117,11 +117,11 @@ def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
     difference = np.clip(small - median, below, above)  # near an edge of light, the median alone is wrong
     lighter = difference.sum(2) > 0
     light, towards = _direction(difference[lighter]), _direction(difference[~lighter])
-    if np.linalg.norm(light) > 3 * np.linalg.norm(towards):  # paper in a shadow looks like light ink as well
+    if np.linalg.norm(light) > 10 * np.linalg.norm(towards):  # paper in a shadow looks like light ink as well
         towards = light
     value = ndimage.gaussian_filter(colors @ (-towards / max(np.linalg.norm(towards), 1e-9)), 1)
     ground = _closed(value, round(WINDOW * min(value.shape)))
-    ink = (ground - value) / (abs(ground) + 0.2)
+    ink = (ground - value) / (abs(ground) + 0.15)
     low, high = np.percentile(ink, (5, 25))  # of a normal distribution: 0.97 standard deviations apart
     return ink - high - 0.7 * (high - low), float(high - low)
 
@@ -146,11 +146,10 @@ def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
     rows, columns = np.nonzero(thin)
     values, ruled = ink[thin], np.zeros(len(rows), bool)
     level = np.radians(np.arange(-20, 20, 0.25))
-    votes = transform.hough_line(thin, np.concatenate([level, level + np.pi / 2]))
-    _, *found = transform.hough_line_peaks(
-        *votes, min_distance=size, min_angle=4, threshold=0.5 * min(ink.shape), num_peaks=300
-    )
-    for angle, distance in zip(*found, strict=True):
+    found = transform.hough_line(thin, np.concatenate([level, level + np.pi / 2]))
+    least = {"min_distance": size, "min_angle": 4, "threshold": 0.5 * min(ink.shape)}
+    _, angles, distances = transform.hough_line_peaks(found[0], found[1], found[2], num_peaks=300, **least)
+    for angle, distance in zip(angles, distances, strict=True):
         near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
         along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
         profile = np.zeros(length)
@@ -178,27 +177,31 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
     inside = np.zeros_like(labels)
     inside[main.slice] = labels[main.slice] * main.image
     main = _largest(inside, ink)
-    height = main.image.shape[0]
-    away = ndimage.distance_transform_edt(labels != main.label) / height
+    height, away = main.image.shape[0], ndimage.distance_transform_edt(labels != main.label) / max(main.image.shape)
     mask = labels == main.label
     for part in measure.regionprops(labels, away):
         if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
             continue
         large, gap = part.area / main.area, part.intensity_min
         tall = part.image.shape[0] > 0.5 * height and (_apart(part, main, 0) or _apart(part, main, 1))
-        if (gap > 0.06 and tall and large > 0.15) or (gap > 0.25 and large > 0.4):
+        if (gap > 0.1 and tall and large > 0.15) or (gap > 0.25 and large > 0.4):
             raise PictureError(f"it shows no single digit (parts side by side): {ONE}")
         if gap < 0.25:
             mask |= labels == part.label
-    _check_shape(measure.regionprops(mask.astype(np.uint8))[0])
+    _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
     return (ink / full - 0.3).clip(0, 0.6) / 0.6 * ndimage.binary_dilation(mask, iterations=2)
 
 
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
     """The region with the most ink; at the edge of the picture, only large ones count."""
     parts = measure.regionprops(labels, ink)
-    least = {True: 0.5 * min(ink.shape), False: 12}
-    parts = [part for part in parts if max(part.image.shape) >= least[_at_edge(part, ink.shape)]]
+    side = min(ink.shape)
+    parts = [
+        part
+        for part in measure.regionprops(labels, ink)
+        if max(part.image.shape) >= (0.5 * side if _at_edge(part, ink.shape) else 12)
+        and min(part.image.shape) >= (0.1 * side if _at_edge(part, ink.shape) else 1)
+    ]
     if not parts:
         raise PictureError(f"it is blank, or has too little contrast: {ONE}")
     return max(parts, key=lambda part: part.area * part.intensity_mean)
@@ -216,12 +219,13 @@ def _apart(part: Any, other: Any, axis: int) -> bool:
     return min(b, d) - max(a, c) < 0.2 * min(b - a, d - c)
 
 
-def _check_shape(part: Any) -> None:
-    """Raise PictureError if a region has the shape of no digit."""
+def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
+    """Raise PictureError if a region in a picture of that shape has the form of no digit."""
     height, width = part.image.shape
     if width > 2.2 * height:
         raise PictureError(f"it shows no single digit (too wide): {ONE}")
-    if part.extent > 0.8 and width > 0.5 * height:
+    shadow = _at_edge(part, shape) and part.solidity > 0.9 and part.extent > 0.4
+    if (part.extent > 0.8 or shadow) and width > 0.5 * height:
         raise PictureError(f"it shows no single digit (a filled area, no strokes): {ONE}")
 
 
