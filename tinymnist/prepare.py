@@ -45,9 +45,12 @@ def prepare(image: Image.Image) -> Tensor:
     colors = read_colors(image)
     if colors.shape[:2] == (SIZE, SIZE) and (same := _as_in_mnist(colors.mean(2))) is not None:
         return same
-    zoom = SMALLEST / min(colors.shape[:2])
-    if zoom > 1:
-        colors = transform.resize(colors, [round(zoom * n) for n in colors.shape[:2]], order=3)
+    if min(colors.shape[:2]) < SMALLEST:
+        size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
+        channels = [
+            Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC) for channel in colors.transpose(2, 0, 1)
+        ]
+        colors = np.stack(channels, 2)
     plain = _plain_corners(colors)
     if plain == 4:
         return _like_mnist(_digit(*_ink_on_plain(colors)))
