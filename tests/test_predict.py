@@ -167,6 +167,7 @@ def noise() -> Image.Image:
         (Image.new("RGB", (40, 40), "white"), "blank"),
         (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "blank"),
         (Image.new("L", (1, 1), 255), "too few"),
+        (Image.new("L", (3, 5000), 255), "too few"),
         (text("47"), "side by side"),
         (text("11"), "side by side"),
         (text("1234"), "side by side"),

@@ -47,10 +47,8 @@ def prepare(image: Image.Image) -> Tensor:
         return same
     if min(colors.shape[:2]) < SMALLEST:
         size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
-        channels = [
-            Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC) for channel in colors.transpose(2, 0, 1)
-        ]
-        colors = np.stack(channels, 2)
+        channels = map(Image.fromarray, colors.transpose(2, 0, 1))
+        colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
     plain = _plain_corners(colors)
     if plain == 4:
         return _like_mnist(_digit(*_ink_on_plain(colors)))
@@ -157,7 +155,9 @@ def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
         along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
         profile = np.zeros(length)
         np.maximum.at(profile, along[near], values[near])
-        covered = np.flatnonzero(profile)
+        covered = np.flatnonzero(profile > 0)
+        if not len(covered):
+            continue
         reaches_edge = min(covered[0], length - covered[-1]) < 2 * size
         if reaches_edge and len(covered) > max(0.8 * np.ptp(covered), 0.5 * length):
             ruled |= near & (values < 2 * np.median(profile[covered]))  # what is darker is a pen along the line
@@ -198,13 +198,9 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
     """The region with the most ink; at the edge of the picture, only large ones count."""
     parts = measure.regionprops(labels, ink)
-    side = min(ink.shape)
-    parts = [
-        part
-        for part in measure.regionprops(labels, ink)
-        if max(part.image.shape) >= (0.5 * side if _at_edge(part, ink.shape) else 12)
-        and min(part.image.shape) >= (0.1 * side if _at_edge(part, ink.shape) else 1)
-    ]
+    least = {True: (0.1 * min(ink.shape), 0.5 * min(ink.shape)), False: (1, 12)}  # pixels, by whether it is at the edge
+    sizes = [(sorted(part.image.shape), least[_at_edge(part, ink.shape)]) for part in parts]
+    parts = [part for part, (size, (a, b)) in zip(parts, sizes, strict=True) if size[0] >= a and size[1] >= b]
     if not parts:
         raise PictureError(f"it is blank, or has too little contrast: {ONE}")
     return max(parts, key=lambda part: part.area * part.intensity_mean)
