@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help reproduce test data results study bench report report-check export notebooks check-notebooks clean
+.PHONY: help reproduce test data results study bench photos report report-check export notebooks check-notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -29,6 +29,9 @@ study: .venv/installed ## train what is missing of the study; finished runs are 
 
 bench: .venv/installed ## time the usual pipeline against this one, on the best device there is (about 20 minutes)
 	$(BIN)/python -m experiments.bench
+
+photos: .venv/tools ## draw photographs of digits, and count how they are read (about 10 minutes)
+	$(BIN)/python -m experiments.photos
 
 report: .venv/tools ## write results/runs.csv, effects.csv and README.md from the records, and draw the pictures
 	$(BIN)/python -m experiments.report

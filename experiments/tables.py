@@ -161,6 +161,42 @@ def speed() -> str:
     )
 
 
+def photos() -> str:
+    """How pictures of digits are read, as `experiments.photos` measured it.
+
+    Raises:
+        FileNotFoundError: it was not measured.
+    """
+    path = runs.RESULTS / "photos.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: python -m experiments.photos writes it")
+    record = runs.read_json(path, dict)
+    styles = record["styles"]
+    total = {key: sum(counts[key] for counts in styles.values()) for key in next(iter(styles.values()))}
+    where = f"random seed {record['seed']}, commit {record['commit'][:7]}, PyTorch {record['torch_version']}"
+    return "\n\n".join(
+        [
+            "Drawn photographs of digits in many styles, half of them test images of MNIST, half strokes of a pen, "
+            f"read as `predict.py` does with the published net of random seed 0 ({where}, scikit-image "
+            f"{record['skimage_version']}). *Surer* are those that are wrong at more than 90 %.",
+            photos_table(styles | {"all styles": total}),
+            "Pictures that show no single digit, of which each that is not refused is wrong:",
+            photos_table(record["no digits"]),
+            "Sets of digits, as pictures:",
+            photos_table(record["sets"]),
+        ]
+    )
+
+
+def photos_table(tables: dict[str, dict[str, int]]) -> str:
+    """How many pictures were read right, wrong, wrong and surer than 90 %, and refused, a row per kind."""
+    keys = {"n": "pictures", "right": "right", "wrong": "wrong", "sure": "surer", "refused": "refused"}
+    rows: list[dict[str, object]] = []
+    for what, counts in tables.items():
+        rows.append({"what": what, **{keys[key]: f"{count:,}" for key, count in counts.items()}})
+    return markdown(rows)
+
+
 def speed_table(contenders: dict[str, Run]) -> str:
     """Seconds per epoch, a row per contender, against the first one on as many threads in the same repeat."""
     rows: list[dict[str, object]] = []

@@ -1,20 +1,27 @@
 """predict.py: pictures of any kind are prepared like MNIST, and what is not a digit is rejected in one line."""
 
+import io
 import json
+import os
 import re
+import sys
+import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import predict
-from tinymnist.prepare import PictureError, open_picture, prepare
+from tinymnist.picture import PictureError, open_picture
+from tinymnist.prepare import prepare
 from utils import normalize
 
 FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif-Bold", "STIXGeneral"]
 NET = predict.load_net()
+CASES = Path(__file__).parent / "pictures"
 
 
 def text(digits: str, font: str = "DejaVuSans", size: int = 80, ink="black", ground="white", mode="RGB") -> Image.Image:
@@ -67,8 +74,9 @@ def mnist_like(image: torch.Tensor, kind: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["as it is", "scaled", "inverted", "shifted"])
 def test_images_of_mnist(mnist, kind):
-    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:200]])
-    assert (predictions == mnist.test_labels[:200]).sum() >= 198
+    count = 200 if kind in ("as it is", "inverted") else 50
+    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:count]])
+    assert (predictions == mnist.test_labels[:count]).sum() >= 0.98 * count
 
 
 def test_size_and_centre_are_those_of_mnist():
@@ -91,6 +99,58 @@ def test_thin_strokes_are_widened():
     assert (prepare(image) > 128).sum() > 40
 
 
+@pytest.mark.parametrize("name", ["shadow-7", "uneven-2", "lined-3", "graph-2", "table-8"])
+def test_photographs_of_paper_are_read(name):
+    assert read(open_picture(CASES / f"{name}.jpg")) == int(name[-1])
+
+
+def grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray((255 * values).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_a_gradient_is_blank(across):
+    values = np.linspace(0.3, 1, 100)
+    with pytest.raises(PictureError, match="blank"):
+        prepare(grey(np.tile(values, (80, 1)) if across else np.outer(values, values)))
+
+
+def test_a_digit_in_any_light_is_prepared_as_in_even_light():
+    even = 0.15 + 0.8 * np.asarray(text("5", size=120).convert("L"), float) / 255
+    y, x = np.indices(even.shape) / np.array(even.shape)[:, None, None]
+    shadow = np.where(x + 0.4 * y > 0.6, 0.5, 1)
+    for light in (1 - 0.65 * x, 1 - 0.65 * y, shadow, shadow * (1 - 0.3 * y)):
+        assert (prepare(grey(even * light)).float() - prepare(grey(even)).float()).abs().mean() < 8
+
+
+def test_ruled_lines_are_removed_from_under_the_digit():
+    image = text("8", size=200)
+    plain, draw = prepare(image), ImageDraw.Draw(image)
+    for y in range(7, image.height, 40):
+        draw.line([(0, y), (image.width, y + 12)], fill=(120, 160, 230), width=2)
+    draw.line([(30, 0), (22, image.height)], fill=(230, 120, 120), width=3)
+    assert (prepare(image).float() - plain.float()).abs().mean() < 8
+
+
+def test_a_stroke_that_is_broken_stays_one_digit():
+    image = text("8", size=160)
+    ImageDraw.Draw(image).rectangle([0, 120, image.width, 123], fill="white")
+    assert read(image) == 8
+
+
+def test_images_of_mnist_stay_as_they_are(mnist):
+    for image in mnist.test_images[:300]:
+        assert torch.equal(prepare(mnist_like(image, "as it is")), image)
+        assert torch.equal(prepare(mnist_like(image, "inverted")), image)
+
+
+def test_a_large_photograph_takes_about_a_second():
+    image = text("6", size=300).resize((4000, 3000))
+    start = time.process_time()
+    assert read(image) == 6
+    assert time.process_time() - start < 2
+
+
 def blob() -> Image.Image:
     image = Image.new("L", (90, 90), 255)
     ImageDraw.Draw(image).rectangle([20, 20, 70, 70], fill=0)
@@ -107,11 +167,13 @@ def noise() -> Image.Image:
         (Image.new("RGB", (40, 40), "white"), "blank"),
         (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "blank"),
         (Image.new("L", (1, 1), 255), "too few"),
+        (Image.new("L", (3, 5000), 255), "too few"),
         (text("47"), "side by side"),
         (text("11"), "side by side"),
-        (text("1234"), "too wide"),
+        (text("1234"), "side by side"),
+        (text("—"), "too wide"),
         (blob(), "filled area"),
-        (noise(), "no single digit"),
+        (noise(), "blank"),
     ],
 )
 def test_what_is_not_one_digit_is_rejected(image, reason):
@@ -172,6 +234,82 @@ def test_show_writes_the_input_of_the_net(capsys, tmp_path):
         assert torch.equal(
             torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(28, 28), prepare(text("4"))
         )
+
+
+def test_whatever_a_picture_raises_costs_one_line(capsys, monkeypatch, tmp_path):
+    for name in ("one", "two", "three"):
+        text("3").save(tmp_path / f"{name}.png")
+    errors = iter([MemoryError(), RuntimeError("first line\nsecond line")])
+
+    def fails(image):
+        for error in errors:
+            raise error
+        return prepare(image)
+
+    monkeypatch.setattr(predict, "prepare", fails)
+    names = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
+    code, out, err = call(capsys, *names)
+    assert (code, out.count("\n"), out.startswith(f"{names[2]}: 3 (")) == (2, 1, True)
+    assert err.splitlines() == [f"predict.py: {names[0]}: MemoryError", f"predict.py: {names[1]}: first line"]
+    errors = iter([MemoryError(), RuntimeError("first line")])
+    code, out, _ = call(capsys, "--json", *names)
+    assert [entry.get("digit") for entry in json.loads(out)] == [None, None, 3]
+
+
+def test_what_the_net_saw_overwrites_nothing_but_itself(capsys, tmp_path):
+    text("4").save(tmp_path / "a.png")
+    text("7").save(tmp_path / "a.jpg")
+    text("2").save(tmp_path / "b.png")
+    (tmp_path / "b-seen.png").write_bytes(b"of the user")
+    names = [tmp_path / name for name in ("a.png", "a.jpg", "b.png")]
+    for _ in range(2):  # the second time, each finds its own file
+        code, out, _ = call(capsys, "--json", "--show", *names)
+        seen = [entry["seen"] for entry in json.loads(out)]
+        assert code == 0
+        assert seen == [str(tmp_path / name) for name in ("a-seen.png", "a.jpg-seen.png", "b.png-seen.png")]
+        assert [read(open_picture(path)) for path in seen] == [4, 7, 2]
+    assert (tmp_path / "b-seen.png").read_bytes() == b"of the user"
+    (tmp_path / "b.png-seen.png").write_bytes(b"of the user too")
+    code, out, err = call(capsys, "--show", names[2])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "move it" in err
+
+
+def test_a_name_that_cannot_be_printed_is_escaped(monkeypatch, tmp_path):
+    names = ["zwölf.png", os.fsdecode(b"\xff.png"), "two\nlines.png"]
+    for name in names:
+        text("3").save(tmp_path / name, format="PNG")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    missing = str(tmp_path / "no\nlines.png")
+    assert predict.main([*(str(tmp_path / name) for name in names), missing]) == 2
+    err.flush()
+    lines, errors = (stream.buffer.getvalue().decode("ascii").splitlines() for stream in (out, err))
+    starts = [line.removeprefix(f"{tmp_path}/").partition(":")[0] for line in lines]
+    assert starts == ["zw\\xf6lf.png", "\\udcff.png", "two\\nlines.png"]
+    assert errors == [f"predict.py: {tmp_path}/no\\nlines.png: there is no such file: check the path"]
+
+
+@pytest.mark.parametrize("kind", ["head", "closed", "full"])
+def test_an_output_that_takes_nothing_is_one_line(capsys, monkeypatch, tmp_path, kind):
+    for name in ("one", "two"):
+        text("3").save(tmp_path / f"{name}.png")
+    if kind == "closed":
+        monkeypatch.setattr(sys, "stdout", None)
+    elif kind == "full":
+        monkeypatch.setattr(sys, "stdout", os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"))
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    code = predict.main(["--show", str(tmp_path / "one.png"), str(tmp_path / "two.png")])
+    assert code == 2
+    if sys.stdout is not None:
+        sys.stdout.close()  # fails if something is left in its buffer
+    monkeypatch.undo()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path.name for path in tmp_path.glob("*-seen.png")} == {"one-seen.png", "two-seen.png"}
 
 
 def test_no_image_is_a_usage_error(capsys):

@@ -57,6 +57,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     timed = runs.load_bench("pipelines")["contenders"]
     seconds = {n: np.median([np.mean(run["seconds"]) for run in c["runs"]]) for n, c in timed.items()}
     errors = json.loads((runs.RESULTS / "errors.json").read_text())
+    photos = json.loads((runs.RESULTS / "photos.json").read_text())
+    styles, writers = photos["styles"].values(), photos["sets"]["scikit-learn's load_digits, enlarged"]
     wrong = [20 - image["votes"][image["label"]] for image in errors["images"]]
     first = runs.load_runs("step3")[0]
     fives = [runs.last_accuracies(run) for run in runs.load_runs("step1")]
@@ -88,6 +90,10 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"takes {rung.time:.2f} of the time of Step 2's net and changes the accuracy by {rung.last5_mean:.3f} points "
         f"({rung.last5_mean_low:.3f} to {rung.last5_mean_high:.3f}, {rung.pairs} pairs)",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
+        f"reads {sum(c['right'] for c in styles) / sum(c['n'] for c in styles):.1%} of drawn photographs".replace(
+            "%", " %"
+        ),
+        f"and {writers['right'] / writers['n']:.1%} of the {writers['n']:,} digits".replace("%", " %"),
         f"a net of {small.index[small].min():,} parameters holds 99.40",
         f"At {small.index[small.index < small.index[small].min()].max():,} it fails from some",
     ]
@@ -179,6 +185,7 @@ def test_a_second_report_is_the_same_to_the_byte(copied):
         ("study/changes/step2-no-dropout/seed_3.json", '"Single changes of Step 2" has lost its evidence'),
         ("study/search/gelu/seed_0.json", 'search/gelu, seed 0, has no record: "The search" has lost its evidence'),
         ("bench_cpu.json", "bench_cpu.json"),
+        ("photos.json", "python -m experiments.photos writes it"),
     ],
 )
 def test_lost_evidence_is_named(copied, capsys, file, says):

@@ -60,7 +60,8 @@ class OneLineParser(argparse.ArgumentParser):
             print(f"{self.prog}: {INTERRUPTED}", file=sys.stderr)
             return 130
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{self.prog}: {line}", file=sys.stderr)
+        if sys.stderr is not None:  # print would take standard output in its place
+            print(f"{self.prog}: {line}", file=sys.stderr)
         return 2
 
     def failure(self, run: dict[str, Any]) -> bool:

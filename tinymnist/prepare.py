@@ -6,46 +6,32 @@ centre of mass (LeCun et al., 1998, section III-A).
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from scipy import ndimage
+from skimage import filters, measure, morphology, transform
 from torch import Tensor
 
+from tinymnist.picture import PictureError, open_picture, read_colors
+
+__all__ = ["PictureError", "open_picture", "prepare"]
+
 SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fit
-LARGEST = 400  # pixels; larger pictures are reduced first, to a size still far above MNIST's
-FAINT = 0.12  # lower contrast than this, on a scale from black to white, is a blank picture
-INK = 0.35  # a pixel above this fraction of the full contrast belongs to a stroke
-STROKE = 2.0  # pixels of the 20x20 box; thinner strokes are widened, since MNIST's are wider
-
-
-class PictureError(ValueError):
-    """A picture cannot be read, or does not show one digit; the message says what is wrong and what to do."""
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Read an image file and apply its EXIF orientation.
-
-    Raises:
-        PictureError: the file does not exist, or is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image.copy())
-    except FileNotFoundError as error:
-        raise PictureError("there is no such file: check the path") from error
-    except (UnidentifiedImageError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError("this is not an image that can be read: use a PNG or JPEG file") from error
-    except OSError as error:
-        raise PictureError(f"it cannot be read ({error.strerror or error}): use a PNG or JPEG file") from error
+SMALLEST = 200  # pixels of a side; smaller pictures are enlarged first
+WINDOW = 0.3  # of the shorter side: wider than a stroke, narrower than what belongs to the ground
+FAINT = 0.12  # less contrast than this, on a scale from black to white, is no ink
+THIN, THICK = 2.0, 3.5  # pixels of the 20x20 box; most strokes of MNIST are between them
+ONE = "use a picture of one digit"
 
 
 def prepare(image: Image.Image) -> Tensor:
     """Convert a picture of one digit to an image like those of MNIST.
 
-    The picture may have any size, be grey or coloured, dark on light or light on dark, or have a transparent
-    background. The median colour of its edge is taken as the background, and what differs from it as the digit.
+    The picture may have any size and mode, be dark on light or light on dark, unevenly lit, ruled or squared, or have
+    a transparent background. A picture that is already like those of MNIST stays as it is.
 
     Args:
         image: the picture.
@@ -56,118 +42,205 @@ def prepare(image: Image.Image) -> Tensor:
     Raises:
         PictureError: the picture is blank, or does not show one digit.
     """
-    ink = _ink(image)
-    _check_one_digit(ink > INK)
-    ink = _cropped(ink)
-    width = _stroke_width(ink) * BOX / max(ink.shape)
-    if width < STROKE:
-        ink = _widened(ink, (STROKE - width) * max(ink.shape) / BOX)
-    scale = BOX / max(ink.shape)
-    height, width = (max(1, round(n * scale)) for n in ink.shape)
-    small = F.interpolate(ink[None, None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0, 0]
-    small = (small / small.quantile(0.98).clamp(min=0.5)).clamp(0, 1)
-    return (255 * _centred(small)).round().to(torch.uint8)
+    colors = read_colors(image)
+    if colors.shape[:2] == (SIZE, SIZE) and (same := _as_in_mnist(colors.mean(2))) is not None:
+        return same
+    if min(colors.shape[:2]) < SMALLEST:
+        size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
+        channels = map(Image.fromarray, colors.transpose(2, 0, 1))
+        colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
+    plain = _plain_corners(colors)
+    if plain == 4:
+        return _like_mnist(_digit(*_ink_on_plain(colors)))
+    try:
+        digit = _digit(*_ink(colors))
+    except PictureError:
+        if plain < 3:
+            raise
+        digit = np.ones((1, 1))
+    if plain == 3 and _edge(digit).any():  # it fills the picture, so that a local ground is hard to tell
+        digit = _digit(*_ink_on_plain(colors))
+    return _like_mnist(digit)
 
 
-def _ink(image: Image.Image) -> Tensor:
-    """Contrast of each pixel with the background, in the direction of the ink's colour: float (H, W) from 0 to 1."""
-    if max(image.size) > LARGEST:
-        image = image.copy()
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
-    if min(image.size) < 2:
-        raise PictureError(f"{image.width}x{image.height} pixels are too few to show a digit: use a larger picture")
-    if image.has_transparency_data:
-        image = _flattened(image.convert("RGBA"))
-    grey = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float() / 255
-    colors = grey.view(image.height, image.width, 3)
-    edge = torch.cat([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
-    difference = colors - edge.median(dim=0).values
-    # The direction in colour space from the background to the ink.
-    towards = (difference * difference.norm(dim=2, keepdim=True)).sum((0, 1))
-    ink = (difference @ towards / towards.norm().clamp(min=1e-6)).clamp(min=0)
-    strength = 0.9 * ink.max()
-    if strength < FAINT:
-        raise PictureError("it is blank, or has too little contrast: use a picture of one digit")
-    ink = (ink / strength).clamp(0, 1)
-    return torch.where(ink > 0.1, ink, 0)
+def _as_in_mnist(grey: np.ndarray) -> Tensor | None:
+    """The picture itself, white on black, if its digit has the box and the centre of those of MNIST."""
+    grey = 1 - grey if np.median(grey) > 0.5 else grey
+    rows, columns = (np.flatnonzero(grey.max(axis) > 0.1) for axis in (1, 0))
+    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) != BOX - 1:
+        return None
+    away = max(abs(at - (SIZE - 1) / 2) for at in ndimage.center_of_mass(grey))
+    return torch.from_numpy((255 * grey).round().astype(np.uint8)) if away < 1 else None
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    """A transparent RGBA picture on black or white, whichever contrasts more with its opaque pixels."""
-    paint, alpha = image.convert("L"), image.getchannel("A")
-    weight = torch.frombuffer(bytearray(alpha.tobytes()), dtype=torch.uint8).float()
-    value = torch.frombuffer(bytearray(paint.tobytes()), dtype=torch.uint8).float()
-    mean = (weight * value).sum() / weight.sum().clamp(min=1)
-    ground = Image.new("RGBA", image.size, "black" if mean > 127 else "white")
-    return Image.alpha_composite(ground, image).convert("RGB")
+def _edge(values: np.ndarray) -> np.ndarray:
+    """What is at the edge of the picture: (H, W, ...) to (N, ...)."""
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
-def _check_one_digit(mask: Tensor) -> None:
-    """Raise PictureError if the shape or the connected components of the ink rule out a single digit.
+def _plain_corners(colors: np.ndarray) -> int:
+    """How many corners have the colour of the picture's edge, if most of the edge has one colour; else 0."""
+    edge, n = _edge(colors), max(2, min(colors.shape[:2]) // 40)
+    color = np.median(edge, axis=0)
+    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5:
+        return 0
+    ends = slice(n), slice(-n, None)
+    return sum(bool(abs(colors[y, x].mean((0, 1)) - color).max() < 0.06) for y in ends for x in ends)
 
-    This rejects pictures that the net would still classify as some digit; it does not detect digits.
+
+def _direction(difference: np.ndarray) -> np.ndarray:
+    """The sum of differences (..., 3) from the ground, weighted so that the strongest count."""
+    return (difference * np.linalg.norm(difference, axis=-1, keepdims=True) ** 2).reshape(-1, 3).sum(0)
+
+
+def _ink_on_plain(colors: np.ndarray) -> tuple[np.ndarray, float]:
+    """`_ink` where the ground has one colour, that of the picture's edge."""
+    ground = np.median(_edge(colors), axis=0)
+    towards = _direction(colors - ground)
+    towards /= max(np.linalg.norm(towards), 1e-9)
+    ink = ndimage.gaussian_filter((colors - ground) @ towards, 1) / (abs(ground @ towards) + 0.2)
+    return ink, max(1.48 * float(np.median(abs(_edge(ink)))), 0.05 * float(ink.max()))  # a faint shadow is no ink
+
+
+def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Contrast of each pixel with the ground around it, towards the colour of the ink: float (H, W), and its noise.
+
+    The ground is a morphological closing (Serra, 1982) that is wider than a stroke: it fills the strokes, but keeps
+    gradients, the edge of a shadow and the edge of a table. Light scales ground and contrast alike, so it cancels.
     """
-    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    height, width = (int(at[-1] - at[0]) + 1 for at in (rows, columns))
-    if width > 1.8 * height:
-        raise PictureError("it shows no single digit (too wide): use a picture of one digit")
-    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if inside.float().mean() > 0.8 and width > 0.5 * height:
-        raise PictureError("it shows no single digit (a filled area, no strokes): use a picture of one digit")
-    parts = sorted(_components(mask), key=lambda part: -part[0])
-    ink = sum(count for count, _, _ in parts)
-    if parts[0][0] < 0.5 * ink:
-        raise PictureError("it shows no single digit (many small parts): use a picture of one digit")
-    for count, left, right in parts[1:]:
-        beside = left > parts[0][2] or right < parts[0][1]
-        if beside and count > 0.15 * ink:
-            raise PictureError("it shows no single digit (parts side by side): use a picture of one digit")
+    size = (np.array(colors.shape[:2]) * 100 / max(colors.shape)).round().clip(8).astype(int)
+    small, window = transform.resize_local_mean(colors, size), round(WINDOW * 100)
+    channels = [small[..., channel] for channel in range(3)]
+    disk = morphology.disk(window)
+    median = np.stack([filters.rank.median((255 * c).round().astype(np.uint8), disk) / 255 for c in channels], 2)
+    above = np.stack([c + _closed(-c, window) for c in channels], 2)
+    below = np.stack([c - _closed(c, window) for c in channels], 2)
+    difference = np.clip(small - median, below, above)  # near an edge of light, the median alone is wrong
+    lighter = difference.sum(2) > 0
+    light, towards = _direction(difference[lighter]), _direction(difference[~lighter])
+    if np.linalg.norm(light) > 10 * np.linalg.norm(towards):  # paper in a shadow looks like light ink as well
+        towards = light
+    value = ndimage.gaussian_filter(colors @ (-towards / max(np.linalg.norm(towards), 1e-9)), 1)
+    ground = _closed(value, round(WINDOW * min(value.shape)))
+    ink = (ground - value) / (abs(ground) + 0.15)
+    low, high = np.percentile(ink, (5, 25))  # of a normal distribution: 0.97 standard deviations apart
+    return ink - high - 0.7 * (high - low), float(high - low)
 
 
-def _components(mask: Tensor) -> list[tuple[int, int, int]]:
-    """The number of pixels, leftmost and rightmost column of each 8-connected component of a mask."""
-    if max(mask.shape) > 100:
-        small = [max(1, round(100 * n / max(mask.shape))) for n in mask.shape]
-        mask = F.adaptive_max_pool2d(mask[None].float(), small)[0].bool()
-    labels = torch.where(mask, torch.arange(1.0, mask.numel() + 1).view(mask.shape), 0)
-    while True:
-        grown = torch.where(mask, F.max_pool2d(labels[None], 3, stride=1, padding=1)[0], 0)
-        if torch.equal(grown, labels):
-            break
-        labels = grown
-    components = []
-    for label in labels[mask].unique():
-        at = (labels == label).nonzero()[:, 1]
-        components.append((len(at), int(at.min()), int(at.max())))
-    return components
+def _closed(value: np.ndarray, window: int) -> np.ndarray:
+    """The closing of (H, W) by a square.
+
+    A dark stretch of the picture's edge is ground if it reaches a corner, as a table or a shadow does, else a stroke.
+    """
+    framed = value.copy()
+    for side in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
+        side[:] = np.minimum(np.maximum.accumulate(side), np.maximum.accumulate(side[::-1])[::-1])
+    framed = np.pad(framed, window, mode="edge")
+    return ndimage.grey_closing(framed, (window, window))[window:-window, window:-window]
 
 
-def _cropped(ink: Tensor) -> Tensor:
-    """The smallest rectangle that holds the strokes."""
-    mask = ink > INK
-    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
+    """The ink without the lines that are ruled across the page, found by a Hough transform (Duda and Hart, 1972)."""
+    size = 2 * round(0.006 * max(ink.shape)) + 3  # a ruled line is thinner
+    thick = ndimage.grey_opening(ink, (size, size))
+    thin = ink - thick > max(0.3 * FAINT, 3 * noise)
+    rows, columns = np.nonzero(thin)
+    values, ruled = ink[thin], np.zeros(len(rows), bool)
+    level = np.radians(np.arange(-20, 20, 0.25))
+    found = transform.hough_line(thin, np.concatenate([level, level + np.pi / 2]))
+    least = {"min_distance": size, "min_angle": 4, "threshold": 0.5 * min(ink.shape)}
+    _, angles, distances = transform.hough_line_peaks(found[0], found[1], found[2], num_peaks=300, **least)
+    for angle, distance in zip(angles, distances, strict=True):
+        near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
+        along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
+        profile = np.zeros(length)
+        np.maximum.at(profile, along[near], values[near])
+        covered = np.flatnonzero(profile > 0)
+        if not len(covered):
+            continue
+        reaches_edge = min(covered[0], length - covered[-1]) < 2 * size
+        if reaches_edge and len(covered) > max(0.8 * np.ptp(covered), 0.5 * length):
+            ruled |= near & (values < 2 * np.median(profile[covered]))  # what is darker is a pen along the line
+    at = rows[ruled], columns[ruled]
+    cleared = ink.copy()
+    cleared[at] = thick[at]
+    cleared[at] = ndimage.grey_closing(cleared, (size, size))[at]  # strokes that cross the line
+    return cleared
 
 
-def _stroke_width(ink: Tensor) -> float:
-    """Estimate of the stroke width in pixels: twice the area over the length of the outline."""
-    mask = F.pad((ink > INK).float(), (1, 1, 1, 1))
-    outline = mask.diff(dim=0).abs().sum() + mask.diff(dim=1).abs().sum()
-    return float(2 * mask.sum() / outline) * 1.27  # an outline along pixel edges is 4 / pi times too long on average
+def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
+    """The strokes of the digit, float (H, W) from 0 to 1: the region with most ink, and parts of it that are near.
+
+    The checks reject pictures that the net would still classify as some digit; they do not detect digits.
+    """
+    ink = _without_lines(ink, noise)
+    main = _largest(measure.label(ink > max(FAINT, 5 * noise)), ink)
+    full = np.percentile(main.image_intensity[main.image], 90)
+    labels = measure.label(ink > 0.45 * full)
+    inside = np.zeros_like(labels)
+    inside[main.slice] = labels[main.slice] * main.image
+    main = _largest(inside, ink)
+    height, away = main.image.shape[0], ndimage.distance_transform_edt(labels != main.label) / max(main.image.shape)
+    mask = labels == main.label
+    for part in measure.regionprops(labels, away):
+        if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
+            continue
+        large, gap = part.area / main.area, part.intensity_min
+        tall = part.image.shape[0] > 0.5 * height and (_apart(part, main, 0) or _apart(part, main, 1))
+        if (gap > 0.1 and tall and large > 0.15) or (gap > 0.25 and large > 0.4):
+            raise PictureError(f"it shows no single digit (parts side by side): {ONE}")
+        if gap < 0.25:
+            mask |= labels == part.label
+    _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
+    return (ink / full - 0.3).clip(0, 0.6) / 0.6 * ndimage.binary_dilation(mask, iterations=2)
 
 
-def _widened(ink: Tensor, by: float) -> Tensor:
-    """Dilate the strokes by about that many pixels: each pixel becomes the maximum of its neighbourhood."""
-    reach = round(by / 2)
-    return F.max_pool2d(F.pad(ink[None], (reach,) * 4), 2 * reach + 1, stride=1, padding=reach)[0] if reach else ink
+def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
+    """The region with the most ink; at the edge of the picture, only large ones count."""
+    parts = measure.regionprops(labels, ink)
+    least = {True: (0.1 * min(ink.shape), 0.5 * min(ink.shape)), False: (1, 12)}  # pixels, by whether it is at the edge
+    sizes = [(sorted(part.image.shape), least[_at_edge(part, ink.shape)]) for part in parts]
+    parts = [part for part, (size, (a, b)) in zip(parts, sizes, strict=True) if size[0] >= a and size[1] >= b]
+    if not parts:
+        raise PictureError(f"it is blank, or has too little contrast: {ONE}")
+    return max(parts, key=lambda part: part.area * part.intensity_mean)
 
 
-def _centred(small: Tensor) -> Tensor:
-    """The digit in 28x28 pixels, centred by its centre of mass to the nearest pixel, as far as it fits."""
-    corner = []
-    for axis, length in enumerate(small.shape):
-        mass = small.sum(1 - axis)
-        middle = float((mass * (torch.arange(length) + 0.5)).sum() / mass.sum())
-        corner.append(min(max(round(SIZE / 2 - middle), 0), SIZE - length))
-    top, left = corner
-    return F.pad(small, (left, SIZE - left - small.shape[1], top, SIZE - top - small.shape[0]))
+def _at_edge(part: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a region touches the edge of a picture of that shape."""
+    top, left, bottom, right = part.bbox
+    return min(top, left) <= 1 or bottom >= shape[0] - 1 or right >= shape[1] - 1
+
+
+def _apart(part: Any, other: Any, axis: int) -> bool:
+    """Whether two regions hardly overlap along an axis."""
+    (a, b), (c, d) = ((region.bbox[axis], region.bbox[axis + 2]) for region in (part, other))
+    return min(b, d) - max(a, c) < 0.2 * min(b - a, d - c)
+
+
+def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
+    """Raise PictureError if a region in a picture of that shape has the form of no digit."""
+    height, width = part.image.shape
+    if width > 2.2 * height:
+        raise PictureError(f"it shows no single digit (too wide): {ONE}")
+    shadow = _at_edge(part, shape) and part.solidity > 0.9 and part.extent > 0.4
+    if (part.extent > 0.8 or shadow) and width > 0.5 * height:
+        raise PictureError(f"it shows no single digit (a filled area, no strokes): {ONE}")
+
+
+def _like_mnist(digit: np.ndarray) -> Tensor:
+    """Strokes, float (H, W) from 0 to 1, as an image of MNIST: uint8 (28, 28)."""
+    part = measure.regionprops((digit > 0.25).astype(np.uint8))[0]
+    inside = np.pad(part.image, 1)
+    zoom = BOX / max(part.image.shape)
+    width = 2 * zoom * ndimage.distance_transform_edt(inside)[morphology.skeletonize(inside)].mean()
+    strokes = np.pad(digit[part.slice], 1)
+    if width < THIN:
+        strokes = ndimage.grey_dilation(strokes, footprint=morphology.disk(round((THIN - width) / zoom / 2)))
+    zoom *= 0.9 if width > THICK else 1
+    small = transform.resize_local_mean(strokes, [max(1, round(zoom * n)) for n in strokes.shape])
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    middle = zip(ndimage.center_of_mass(small), small.shape, strict=True)
+    top, left = (min(max(round((SIZE - 1) / 2 - at), 0), SIZE - n) for at, n in middle)
+    image[top : top + small.shape[0], left : left + small.shape[1]] = (255 * small).round()
+    return torch.from_numpy(image)
