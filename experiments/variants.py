@@ -89,12 +89,27 @@ class TwoViewNet(FinalNet):
         x = self.deslant(x)
         if not self.training:
             x = torch.cat([F.pad(x, (0, 0, -1, 1)), F.pad(x, (0, 0, 1, -1))])
-        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm1(self.stem(x)))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = F.relu_(self.norm3(self.pool(self.conv3(x))))
         x = F.relu_(self.norm4(self.pool(self.conv4(x))))
         logits = self.head(x.flatten(1))
         return logits if self.training else logits.view(2, -1, 10).mean(0)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The first convolution, and the pooling after it."""
+        return self.pool(self.conv1(x))
+
+
+class StridedNet(TwoViewNet):
+    """Two views, and a convolution of stride 2 in place of the first convolution and its pooling; 7,994 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.conv1(x)
 
 
 def linear_net() -> nn.Module:
@@ -196,6 +211,7 @@ def ladder() -> dict[str, Variant]:
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
     add("two-views", "mean of the logits of two views, in evaluation", TwoViewNet)
+    add("strided", "5x5 convolution of stride 2 for the first convolution and pooling", StridedNet)
     return found
 
 
