@@ -7,14 +7,18 @@ The exit code is 0, 1 if the exported net computes something else, and 2 if some
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("export.py")
+
 import tempfile
 from pathlib import Path
 
 import torch
 
 from predict import load_net
-from tinymnist.cli import OneLineParser
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.runs import RESULTS, write_atomically
 from utils import DataError, load_mnist, normalize
 
@@ -83,4 +87,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("export.py", main)
