@@ -71,6 +71,13 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
         [lambda frame: effects_table(frame, by_size=False)],
     ),
     (
+        "Parts taken out",
+        "The top of the ladder without one of its parts, or without all that make the weights settle; the rule stands "
+        "in `experiments/variants.py`, `taken_out`.",
+        lambda frame: frame[(frame.group == "taken_out") | (frame.group == "ladder") & (frame.variant == "four-views")],
+        [effects_table],
+    ),
+    (
         "Single changes of Step 1",
         "Parts of Step 2, added to Step 1 one at a time and judged on held-out training images. A difference above "
         "zero means that the part improves the accuracy.",
