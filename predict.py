@@ -24,7 +24,7 @@ from model import FinalNet
 from tinymnist.cli import OneLineParser
 from tinymnist.picture import PictureError, open_picture
 from tinymnist.prepare import prepare
-from tinymnist.runs import RESULTS, write_atomically
+from tinymnist.runs import RESULTS, load_weights, write_atomically
 from utils import normalize
 
 THRESHOLD = 0.5  # if no digit is at least this probable, the image is rejected
@@ -37,12 +37,11 @@ def load_net(seed: int = 0) -> FinalNet:
     Raises:
         OSError: the weights are missing or damaged.
     """
-    path, net = RESULTS / "step3" / f"seed_{seed}.pt", FinalNet()
+    net = FinalNet()
     try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a damaged file can raise nearly anything
-        command = f"python train.py --step 3 --seed {seed} --out results"
-        raise OSError(f"no weights in {path} ({type(error).__name__}): restore the file, or run {command}") from error
+        load_weights(net, RESULTS / "step3" / f"seed_{seed}.pt")
+    except OSError as error:
+        raise OSError(f"{error}, or run python train.py --step 3 --seed {seed} --out results") from error
     return net.eval()
 
 
