@@ -38,10 +38,7 @@ def load_net(seed: int = 0) -> FinalNet:
         OSError: the weights are missing or damaged.
     """
     net = FinalNet()
-    try:
-        load_weights(net, RESULTS / "step3" / f"seed_{seed}.pt")
-    except OSError as error:
-        raise OSError(f"{error}, or run python train.py --step 3 --seed {seed} --out results") from error
+    load_weights(net, RESULTS / "step3" / f"seed_{seed}.pt")
     return net.eval()
 
 

@@ -11,6 +11,11 @@ contender is measured once before any is measured again. What comes out is writt
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("bench.py")
+
 import functools
 import itertools
 import statistics
@@ -34,7 +39,7 @@ from torchvision.datasets import MNIST
 
 from experiments.variants import MakeNet, prior_net, with_layers
 from model import STEPS, FinalNet
-from tinymnist.cli import OneLineParser
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root
 from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
@@ -239,4 +244,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("bench.py", main)

@@ -5,6 +5,11 @@ python -m experiments.distillation     train the teachers that are missing: one 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("distillation.py")
+
 import copy
 from pathlib import Path
 

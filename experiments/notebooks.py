@@ -6,15 +6,19 @@ python -m experiments.notebooks --check  into a temporary folder, which is remov
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("notebooks.py")
+
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from tinymnist.cli import OneLineParser
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.parallel import cores, in_processes
 from tinymnist.runs import REPOSITORY, write_atomically
 
@@ -59,4 +63,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("notebooks.py", main)

@@ -9,9 +9,13 @@ at while the code was written shares no digit with what is reported.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("photos.py")
+
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +31,7 @@ from skimage.transform import resize, warp
 
 from model import FinalNet
 from predict import THRESHOLD, classify, load_net
-from tinymnist.cli import OneLineParser
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.prepare import PictureError, prepare
 from tinymnist.runs import RESULTS, commit, write_atomically
 from utils import DataError, Digits, load_mnist
@@ -421,4 +425,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("photos.py", main)

@@ -8,6 +8,11 @@ A new table is one more entry of `SECTIONS`: its heading, how to read it, its ru
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("report.py")
+
 import sys
 from collections.abc import Callable
 from operator import itemgetter
@@ -20,6 +25,7 @@ from experiments import pictures
 from experiments.tables import effects, effects_table, photos, read_runs, setting, speed, steps_table, summary_table
 from experiments.variants import ladder
 from tinymnist import runs
+from tinymnist.cli import OneLineParser, run_program
 from tinymnist.runs import write_atomically
 
 
@@ -193,13 +199,15 @@ def lost_evidence() -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write or check.
 
     Returns:
         the exit code: 1 if with --check anything differs, or if evidence is missing.
     """
-    check = arguments == ["--check"]
+    command = OneLineParser("report.py", __doc__)
+    command.add_argument("--check", action="store_true", help="write nothing; say what differs")
+    check = command.parse_args(arguments).check
     try:
         complaints = lost_evidence() if check else []
         written = documents()
@@ -217,4 +225,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program("report.py", main)

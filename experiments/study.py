@@ -13,6 +13,11 @@ many single-thread processes as there are cores.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("study.py")
+
 from pathlib import Path
 
 from tqdm import tqdm

@@ -78,8 +78,24 @@ class BigKernelNet(RegularizedNet):
         return self.conv5(x).flatten(1)
 
 
-class TwoViewNet(FinalNet):
-    """Step 3 that averages the logits of two views in evaluation: the image a row further up, and a row further down.
+class StridedNet(FinalNet):
+    """Step 3 with a convolution of stride 2 in place of the first convolution and its pooling: 7,994 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deslant(x)
+        x = F.relu_(self.norm1(self.conv1(x)))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
+        return self.head(x.flatten(1))
+
+
+class FourViewNet(FinalNet):
+    """Step 3 that averages the logits of four views in evaluation: a pixel up, down, to the left, to the right.
 
     Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, average ten. Training
     is the same to the bit.
@@ -87,29 +103,18 @@ class TwoViewNet(FinalNet):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.deslant(x)
-        if not self.training:
-            x = torch.cat([F.pad(x, (0, 0, -1, 1)), F.pad(x, (0, 0, 1, -1))])
-        x = F.relu_(self.norm1(self.stem(x)))
+        if self.training:
+            return self.classify(x)
+        moves = (0, 0, -1, 1), (0, 0, 1, -1), (-1, 1, 0, 0), (1, -1, 0, 0)  # pixels added left, right, above, below
+        return self.classify(torch.cat([F.pad(x, move) for move in moves])).view(4, -1, 10).mean(0)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of what the first layer returns."""
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = F.relu_(self.norm3(self.pool(self.conv3(x))))
         x = F.relu_(self.norm4(self.pool(self.conv4(x))))
-        logits = self.head(x.flatten(1))
-        return logits if self.training else logits.view(2, -1, 10).mean(0)
-
-    def stem(self, x: Tensor) -> Tensor:
-        """The first convolution, and the pooling after it."""
-        return self.pool(self.conv1(x))
-
-
-class StridedNet(TwoViewNet):
-    """Two views, and a convolution of stride 2 in place of the first convolution and its pooling; 7,994 parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False)
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.conv1(x)
+        return self.head(x.flatten(1))
 
 
 def linear_net() -> nn.Module:
@@ -197,9 +202,9 @@ def ladder() -> dict[str, Variant]:
     """
     found = {"step2": Variant("(Step 2)", STEPS[2].net, STEPS[2].recipe)}
 
-    def add(name: str, change: str, net: MakeNet | None = None, **fields: Any) -> None:
-        base, below = list(found.items())[-1]
-        found[name] = Variant(change, net or below.net, replace(below.recipe, **fields), base)
+    def add(name: str, change: str, net: MakeNet | None = None, base: str = "", **fields: Any) -> None:
+        base = base or list(found)[-1]
+        found[name] = Variant(change, net or found[base].net, replace(found[base].recipe, **fields), base)
 
     whole = functools.partial(with_layers, FinalNet, deslant=nn.Identity())
     add("one-cycle", "one-cycle schedule to 0.1", schedule="one_cycle", max_lr=0.1)
@@ -210,8 +215,8 @@ def ladder() -> dict[str, Variant]:
     add("crop", "crop to 24x24 pixels", functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2)))
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
-    add("two-views", "mean of the logits of two views, in evaluation", TwoViewNet)
     add("strided", "5x5 convolution of stride 2 for the first convolution and pooling", StridedNet)
+    add("four-views", "mean of the logits of four views, in evaluation", FourViewNet, base="batch-256")
     return found
 
 

@@ -327,7 +327,7 @@ def test_missing_and_damaged_weights_are_one_line(capsys, monkeypatch, tmp_path,
     code, out, err = call(capsys, "four.png")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "seed_0.pt" in err
-    assert "run python train.py" in err
+    assert "restore the file, or train again" in err
 
 
 def test_the_lines_of_the_readme_classify(mnist, repository, monkeypatch):

@@ -364,20 +364,6 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
 
 
-def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, repository):
-    (tmp_path / "torch.py").write_text("import time; print('importing'); time.sleep(60)")
-    command = [sys.executable, str(repository / "train.py"), "--step", "2"]
-    environment, pipe = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}, subprocess.PIPE
-    with subprocess.Popen(
-        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
-    ) as child:
-        assert child.stdout.readline() == "importing\n"
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=30)
-    assert (child.returncode, err.count("\n")) == (130, 1)
-    assert err.startswith("train.py: interrupted")
-
-
 @pytest.mark.parametrize(
     ("step", "extra", "begun"), [(3, ["--seed", "0"], "epoch  1"), (2, ["--seeds", "2"], "step 2: 2 random seeds")]
 )

@@ -6,6 +6,7 @@ centre of mass (LeCun et al., 1998, section III-A).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,7 @@ def prepare(image: Image.Image) -> Tensor:
         size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
         channels = map(Image.fromarray, colors.transpose(2, 0, 1))
         colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
-    plain = _plain_corners(colors)
-    if plain == 4:
-        return _like_mnist(_digit(*_ink_on_plain(colors)))
-    try:
-        digit = _digit(*_ink(colors))
-    except PictureError:
-        if plain < 3:
-            raise
-        digit = np.ones((1, 1))
-    if plain == 3 and _edge(digit).any():  # it fills the picture, so that a local ground is hard to tell
-        digit = _digit(*_ink_on_plain(colors))
-    return _like_mnist(digit)
+    return _like_mnist(_digit(*(_ink_on_plain if _is_plain(colors) else _ink)(colors)))
 
 
 def _as_in_mnist(grey: np.ndarray) -> Tensor | None:
@@ -78,14 +68,21 @@ def _edge(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
-def _plain_corners(colors: np.ndarray) -> int:
-    """How many corners have the colour of the picture's edge, if most of the edge has one colour; else 0."""
-    edge, n = _edge(colors), max(2, min(colors.shape[:2]) // 40)
+def _is_plain(colors: np.ndarray) -> bool:
+    """Whether most of the picture's edge has one colour, and all corners too, but for one where a stroke ends.
+
+    A shadow or a table that covers a corner goes on along both of its sides, a stroke along one.
+    """
+    edge, n, far = _edge(colors), max(2, min(colors.shape[:2]) // 40), min(colors.shape[:2]) // 3
     color = np.median(edge, axis=0)
-    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5:
-        return 0
-    ends = slice(n), slice(-n, None)
-    return sum(bool(abs(colors[y, x].mean((0, 1)) - color).max() < 0.06) for y in ends for x in ends)
+
+    def is_ground(turned: np.ndarray, y: int, x: int) -> bool:
+        return bool(abs(turned[y : y + n, x : x + n].mean((0, 1)) - color).max() < 0.06)
+
+    odd = [turned for turned in map(partial(np.rot90, colors), range(4)) if not is_ground(turned, 0, 0)]
+    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5 or len(odd) > 1:
+        return False
+    return not odd or is_ground(odd[0], far, 0) or is_ground(odd[0], 0, far)
 
 
 def _direction(difference: np.ndarray) -> np.ndarray:

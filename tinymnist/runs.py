@@ -239,7 +239,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # a damaged file can raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise OSError(f"no weights of {type(model).__name__} in {path} ({reason}): restore the file") from error
+        raise OSError(
+            f"no weights of {type(model).__name__} in {path} ({reason}): restore the file, or train again"
+        ) from error
 
 
 def load_runs(folder: str | os.PathLike[str], count: int | None = None) -> list[Run]:
