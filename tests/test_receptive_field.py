@@ -113,6 +113,13 @@ def test_a_linear_head_has_the_map_for_a_kernel():
     assert rows[3] == LayerField("4", 1, 1, 0, 1, 1, 1, 10, 2, (27, 41))
 
 
+def test_views_stacked_in_the_batch_are_seen_by_one_head():
+    moves = (0, 0, -1, 1), (1, -1, 0, 0)
+    layers = nn.Sequential(nn.Conv2d(1, 4, 5, 2, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 10))
+    views = Apply(lambda x, net: net(torch.cat([F.pad(x, move) for move in moves])).view(2, -1, 10).mean(0), layers)
+    assert fields(views) == fields(layers) == [1, 5, 7, 28]
+
+
 def test_dilation_stride_and_rectangular_kernels():
     net = nn.Sequential(
         nn.Conv2d(3, 4, (3, 5), stride=(1, 2), dilation=(2, 1), padding=(1, 0)),

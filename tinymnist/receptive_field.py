@@ -272,7 +272,9 @@ class _Watch(TorchFunctionMode):
         keep = call.get("keepdim", shape == x.shape or name in PRODUCTS)
         edges = [e.amax(dims, keep).expand(shape).clone() for e in x.edges]
         if name in PRODUCTS:
-            whole = x.shape[-1] % prod(x.map.size) == 0 and all(e.amin() == e.amax() for e in edges)
+            # Views of the image may be stacked in the batch: each row then sees one of them.
+            rows = [[e] for e in edges] if len(shape) != 2 or shape[0] == prod(x.map.size) else edges
+            whole = x.shape[-1] % prod(x.map.size) == 0 and all(r.amin() == r.amax() for e in rows for r in e)
             return self._whole(name, edges, x.map, (1, 1)) if whole else (edges, x.map)
         if shape.numel() < x.numel() == shape.numel() * prod(x.map.size):
             return self._whole(name, edges, x.map, x.map.size)
