@@ -39,8 +39,8 @@ report: .venv/tools ## write results/runs.csv, effects.csv and README.md from th
 report-check: .venv/tools ## fail if one of them differs from the records, and name what lost its evidence
 	$(BIN)/python -m experiments.report --check
 
-export: .venv/tools ## write the final net as ONNX, and check it against PyTorch on the test images
-	$(BIN)/python -m experiments.export
+export: .venv/tools ## write the final net as ONNX, in float32 and 8 bits, and measure both for all random seeds
+	$(BIN)/python -m experiments.export --all-seeds
 
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(BIN)/python -m experiments.notebooks

@@ -22,7 +22,17 @@ import numpy as np
 import pandas as pd
 
 from experiments import pictures
-from experiments.tables import effects, effects_table, photos, read_runs, setting, speed, steps_table, summary_table
+from experiments.tables import (
+    effects,
+    effects_table,
+    onnx_files,
+    photos,
+    read_runs,
+    setting,
+    speed,
+    steps_table,
+    summary_table,
+)
 from experiments.variants import ladder
 from tinymnist import runs
 from tinymnist.cli import OneLineParser, run_program
@@ -171,7 +181,7 @@ def readme(frame: pd.DataFrame) -> str:
     if failed := sorted(runs.RESULTS.glob("**/seed_*.failed")):
         lines = (f"- {p.relative_to(runs.RESULTS)}: {runs.read_json(p, itemgetter('failed'))}" for p in failed)
         parts += ["## Trainings that came to nothing", "They are in no table.", "\n".join(lines)]
-    parts += ["## Pictures of digits", photos(), "## Speed", speed()]
+    parts += ["## Pictures of digits", photos(), "## ONNX files", onnx_files(), "## Speed", speed()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

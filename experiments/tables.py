@@ -10,6 +10,7 @@ from scipy import stats
 
 from model import STEPS
 from tinymnist import runs
+from tinymnist.augmentation import STD
 from tinymnist.runs import LAST, Run, accuracy, last_accuracies
 
 TARGET = STEPS[3].target
@@ -186,6 +187,57 @@ def photos() -> str:
             photos_table(record["sets"]),
         ]
     )
+
+
+def onnx_files() -> str:
+    """What the ONNX files compute and take, and what `experiments.export` measured.
+
+    Raises:
+        FileNotFoundError: it was not measured.
+    """
+    path = runs.RESULTS / "int8.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: python -m experiments.export --all-seeds writes it")
+    record = runs.read_json(path, dict)
+    measured = pd.json_normalize(record["runs"])  # columns as "int8.test_correct"
+    rows: list[dict[str, object]] = []
+    for name, file in (("float32", "final.onnx"), ("int8", "final-int8.onnx")):
+        own = measured[f"{name}.test_correct"] / 100
+        row: dict[str, object] = {"file": f"`{file}`", "last epoch": f"{own.mean():.3f} ± {own.std():.3f}"}
+        row |= {"lowest": f"{own.min():.2f}", "against float32": interval(own - measured["float32.test_correct"] / 100)}
+        numbers, size = (f"{measured[f'{name}.bytes_{of}'][0]:,}" for of in ("stored", "of_file"))
+        rows.append(row | {"numbers": numbers, "file size": size})
+    rows[0]["against float32"] = ""
+    more = measured["int8 per channel.bytes_stored"][0] - measured["int8.bytes_stored"][0]
+    loss = 1000 * (measured["int8 per channel.training_loss"] - measured["int8.training_loss"])
+    versions = f"onnxruntime {record['onnxruntime_version']}, onnx {record['onnx_version']}"
+    return "\n\n".join(
+        [
+            "`final.onnx` (float32) and `final-int8.onnx` (8 bits) are the published net of random seed 0. They take "
+            "`images`, float32 (N, 1, 28, 28), and give `logits`, float32 (N, 10), the largest at the digit. From a "
+            "pixel of 0 to 255, white digit on black, centred as in MNIST:",
+            f"```\ninput = pixel / 255 / {STD}\n```",
+            "The background is 0 and stays 0; no mean is subtracted. The net's first layer, deslanting, samples a "
+            "grid. onnxruntime cannot quantize ONNX's `GridSample`, onnxruntime-web 1.30 does not have it on WebGL "
+            "and WebNN, and TensorFlow Lite has no such operator. As the shear moves pixels within their rows, both "
+            "files multiply each row by the weights of its interpolation instead (opset 13), in float32. What follows "
+            "is 8 bits in `final-int8.onnx`, weights and values between the layers, with one scale per tensor; for "
+            "hardware with integers only, cut it at the first `QuantizeLinear`, whose input is the deslanted image.",
+            f"Both files of each of the {len(measured)} random seeds, on the 10,000 test images ({versions}, "
+            f"{record['hardware']}, commit {record['commit'][:7]}); in brackets the 95 % interval. *Numbers* are the "
+            "bytes of weights, biases, scales and zero points.",
+            markdown(rows),
+            "The ranges of the 8-bit values are those of 1,000 training images. A scale for each channel of the "
+            f"weights needs {more:,} bytes more, and changes the loss on 10,000 other training images by "
+            f"{interval(loss)} thousandths; it was to be taken if that interval lay below zero.",
+        ]
+    )
+
+
+def interval(difference: pd.Series) -> str:
+    """The mean of paired differences with its 95 % interval."""
+    found = paired(difference, pd.Series(0, index=difference.index))
+    return f"{found['']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
 
 
 def photos_table(tables: dict[str, dict[str, int]]) -> str:

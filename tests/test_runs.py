@@ -54,6 +54,23 @@ def test_a_run_without_its_weights_is_not_finished_and_they_are_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+def test_weights_are_those_that_the_record_names(record):
+    weights, run = record.with_suffix(".pt"), json.loads(record.read_text())
+    net = FinalNet()
+    runs.load_weights(net, weights)
+    with torch.no_grad():
+        net.conv1.weight[0, 0, 0, 0] += 1e-3
+    torch.save(net.state_dict(), weights)  # whole, but not of this run
+    with pytest.raises(OSError, match=r"seed_0\.pt \(ValueError: its SHA-256 sum is not the one in seed_0\.json\)"):
+        runs.load_weights(FinalNet(), weights)
+    del run["weights_sha256"]  # as records were before there was a sum
+    record.write_text(json.dumps(run))
+    runs.load_weights(FinalNet(), weights)
+    record.write_text("{")
+    with pytest.raises(OSError, match=r"seed_0\.json is damaged"):
+        runs.load_weights(FinalNet(), weights)
+
+
 class Hostile:
     """Makes a folder when it is unpickled."""
 

@@ -223,14 +223,20 @@ def read_run(path: Path, expected: Run, weights: bool = True) -> Run | None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights that `save_run` wrote into a net of the same kind.
 
+    Their SHA-256 sum is that of the record beside them, unless there is none or it is older than these sums.
+
     Raises:
         OSError: they are missing, damaged, or those of another net; the message names the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        content, record = path.read_bytes(), path.with_suffix(".json")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(entry.file_size for entry in archive.infolist())) > LARGEST:
                 raise ValueError(f"{size:,} bytes unpacked")
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        expected = read_json(record, lambda run: run.get("weights_sha256")) if record.exists() else None
+        if expected not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"its SHA-256 sum is not the one in {record.name}")
+        model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # a damaged file can raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise OSError(
