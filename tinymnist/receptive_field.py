@@ -1,20 +1,16 @@
 """The receptive-field table of a model, computed by following which pixels of the image each value depends on.
 
-The model runs once on a tensor without values. In their place it holds the edges of the area of the image that each
-value depends on. Adding, multiplying or comparing values joins their areas; slicing, reshaping and copying move areas
-as they move values, in place and through views too; a convolution or pooling joins the areas under its window. Weights,
-dead units and the winners of a pooling play no part. An operation without such a rule is an error, and so is code that
-asks for values.
-
-Size, jump and receptive field follow Dumoulin and Visin, "A guide to convolution arithmetic for deep
-learning", 2016, and Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
-Networks", Distill, 2019.
+The model runs once on a tensor that holds, in place of values, the edges of the area that each value depends on.
+Adding, multiplying or comparing values joins their areas; slicing, reshaping and copying move areas as they move
+values, in place and through views too; a convolution or pooling joins the areas under its window. Weights, dead units
+and the winners of a pooling play no part. An operation without such a rule is an error, and so is code that asks for
+values. Size, jump and receptive field follow Dumoulin and Visin, "A guide to convolution arithmetic for deep learning",
+2016, and Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial, reduce
 from math import inf, prod
@@ -26,49 +22,30 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from tinymnist.areas import Pair, extended, field_of, largest, spacing, within
 from tinymnist.tables import aligned
 
-Pair = tuple[int, ...]  # height and width
 Window = tuple[int, int, int, int]  # kernel, stride, padding, dilation
 
 # Operations by what they do to values. Views need no list; elementwise operations have a tag in PyTorch, but for these.
-ELEMENTWISE = frozenset(
-    """_to_copy _prelu_kernel hardswish hardsigmoid hardtanh leaky_relu elu celu mish softplus softshrink hardshrink
-    threshold log_sigmoid_forward rrelu_with_noise native_dropout masked_fill""".split()
-)
-MOVES = frozenset(
-    """clone copy_ cat stack repeat roll flip index index_select index_put_ gather _unsafe_view pixel_shuffle
+ELEMENTWISE = """_to_copy _prelu_kernel hardswish hardsigmoid hardtanh leaky_relu elu celu mish softplus softshrink
+    hardshrink threshold log_sigmoid_forward rrelu_with_noise native_dropout masked_fill""".split()
+MOVES = """clone copy_ cat stack repeat roll flip index index_select index_put_ gather _unsafe_view pixel_shuffle
     pixel_unshuffle channel_shuffle native_channel_shuffle""".split()
-)
-OVERWRITES = frozenset("fill_ zero_ bernoulli_ normal_ uniform_".split())
-WINDOWS = frozenset(
-    """convolution _convolution max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
+OVERWRITES = "fill_ zero_ bernoulli_ normal_ uniform_".split()
+WINDOWS = """convolution _convolution max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
     constant_pad_nd reflection_pad2d replication_pad2d""".split()
-)
-OUTSIDE = frozenset("numpy __array__ tolist data_ptr __dlpack__ apply_ map_ share_memory_ __set__".split())
-PRODUCTS = frozenset("mm addmm bmm baddbmm".split())
-REDUCTIONS = frozenset(
-    """mean sum amax amin max min prod var std logsumexp linalg_vector_norm any all _softmax _log_softmax
+OUTSIDE = "numpy __array__ tolist data_ptr __dlpack__ apply_ map_ share_memory_ __set__".split()
+PRODUCTS = "mm addmm bmm baddbmm".split()  # by weights: the left matrix is what depends on the image
+REDUCTIONS = """mean sum amax amin max min prod var std logsumexp linalg_vector_norm any all _softmax _log_softmax
     native_batch_norm native_group_norm native_layer_norm""".split()
-)
 
 
 @dataclass(frozen=True)
 class LayerField:
-    """One row: a layer and what it does to the map.
+    """One row: a layer and what it does to the map, in pixels; (height, width) where these differ, else one int."""
 
-    Where height and width agree a field is one int, else the pair (height, width).
-
-    Attributes:
-        name: the module's name in the model, or the operation's if it is not a module.
-        kernel, stride, padding, dilation: of the layer, in pixels of its input.
-        size_in, size_out: pixels of its input and its output map.
-        channels_out: channels of its output map.
-        jump: distance, in pixels of the image, between the fields of two adjacent outputs.
-        receptive_field: size, in pixels of the image, of the area that one output depends on.
-    """
-
-    name: str
+    name: str  # of the module in the model, or of the operation if it is not a module
     kernel: int | Pair
     stride: int | Pair
     padding: int | Pair
@@ -76,8 +53,8 @@ class LayerField:
     size_in: int | Pair
     size_out: int | Pair
     channels_out: int
-    jump: int | Pair
-    receptive_field: int | Pair
+    jump: int | Pair  # distance, in the image, between the fields of two adjacent outputs
+    receptive_field: int | Pair  # size, in the image, of the area that one output depends on
 
 
 def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int = 1) -> list[LayerField]:
@@ -89,8 +66,8 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
     A convolution or pooling is counted with the padding beyond the border of the image, whatever the padding is filled
     with, as in published tables, so its field may be larger than the image. A layer that sees the whole map, and one
     whose outputs see areas of different size, is counted by the largest area, at most the image. Where paths join, the
-    field is the smallest rectangle around all that they see. A normalization by statistics of the image sees the whole
-    image; BatchNorm with statistics of the batch also sees its other images, which no row can tell.
+    field is the smallest rectangle around all that they see. A normalization by statistics of the image or the batch
+    sees the whole image.
 
     A layer with a true attribute `redraws_image`, as `Deslant` has, moves pixels by what it measures on the image. It
     has to be the first; fields after it are counted in pixels of the image that it returns.
@@ -108,26 +85,24 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
             of PyTorch or decide what runs, the areas under a window are not evenly spaced, the model rejects the image
             or cannot be copied. It stays as it was in any case.
     """
-    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if min(height, width, channels) < 1:
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if min(*size, channels) < 1:
         raise ValueError(f"an image has at least 1 pixel and 1 channel, not {input_size} and {channels}")
     try:
         net = _copy(model).cpu().eval()
     except Exception as error:
         raise ValueError(f"the model cannot be copied: {_first_line(error)}") from error
-    watch = _Watch(model, net)
-    size = _short((height, width))
-    watch.rows.append(LayerField("input", 1, 1, 0, 1, size, size, channels, 1, 1))
+    watch, hooks = _Watch(model, net), nn.modules.module
+    watch.rows.append(LayerField("input", 1, 1, 0, 1, _short(size), _short(size), channels, 1, 1))
+    before = hooks.register_module_forward_pre_hook(watch.enter)
+    after = hooks.register_module_forward_hook(watch.leave)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
-            image = watch.image((height, width), channels, next(net.parameters(), torch.zeros(())).dtype)
+        with before, after, torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+            image = watch.image(size, channels, next(net.parameters(), torch.zeros(())).dtype)
             return watch.finish(net(image))
     except Exception as error:
-        shape = f"{height}x{width} pixels and {channels} channel{'s' * (channels > 1)}"
+        shape = f"{size[0]}x{size[1]} pixels and {channels} channel{'s' * (channels > 1)}"
         raise watch.refuse(f"it does not take an image of {shape}: {_first_line(error)}") from error
-    finally:
-        for hook in watch.hooks:
-            hook.remove()
 
 
 def receptive_field_table(rows: list[LayerField]) -> str:
@@ -151,9 +126,7 @@ class _Seen(Tensor):
     """A tensor without values.
 
     Attributes:
-        edges: four tensors of this shape: minus the first row of the area that each value depends on, its last row,
-            minus its first column, its last column; -inf where it depends on none. So the edges of a union of areas
-            are the maxima of their edges.
+        edges: of the area that each value depends on, as in `areas.py`: the maxima of edges are those of a union.
         map: the map that it comes from.
     """
 
@@ -190,22 +163,19 @@ class _Watch(TorchFunctionMode):
         self.originals = {id(module) for module in model.modules()}
         self.names = {id(module): name for name, module in net.named_modules()}
         self.running = [net]
-        hooks = nn.modules.module
-        self.hooks = (
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave),
-        )
         for module in net.modules():
             if getattr(module, "redraws_image", False):
                 module.forward = partial(self._redraw, module)  # type: ignore[method-assign]
 
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """Called before each module runs."""
         if id(module) in self.originals:
             raise self.refuse(f"it calls the model's own {type(module).__name__} in a way that a copy does not have")
         if id(module) in self.names:
             self.running.append(module)
 
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Called after each module has run."""
         while id(module) in self.names and self.running.pop() is not module:
             pass
 
@@ -223,7 +193,7 @@ class _Watch(TorchFunctionMode):
 
     def _redraw(self, module: nn.Module, image: _Seen) -> _Seen:
         """The image that a layer returns which moves pixels; a blank one tells its size."""
-        if _field(image.edges, image.map.image) != (1, 1):
+        if field_of(image.edges, image.map.image) != (1, 1):
             raise self.refuse("only the first layer can redraw the image")
         blank = type(module).forward(module, torch.zeros(image.shape, dtype=image.dtype))
         new = self.image(tuple(blank.shape[2:]), blank.shape[1], blank.dtype)
@@ -255,25 +225,21 @@ class _Watch(TorchFunctionMode):
         if name in MOVES or (func.is_view and "dtype" not in call):
             moved = self._move(func, name, call, x)
             return written[0] if written else moved
-        alone = len(seen) == 1 and args[0] is x and not written
+        alone = len(seen) == 1 and not written and args[-2 if name in PRODUCTS else 0] is x
         elementwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE
         if name.startswith("new_") or name.endswith("_like") or name in OVERWRITES:
             elementwise, seen = True, [t for t in seen if written and t is not written[0]]
         elif name == "native_batch_norm" and not call["training"] and alone:
             elementwise = True
-        if not (elementwise or (name in PRODUCTS and not written) or (name in REDUCTIONS | WINDOWS and alone)):
+        if not (elementwise or (alone and name in PRODUCTS + REDUCTIONS + WINDOWS)):
             raise self.refuse(f"the effect of {name} on the receptive field is not known")
         outputs = _on_meta(func, call)
         shape, map = tree_leaves(outputs)[0].shape, x.map
         if elementwise:
             nothing = torch.full((), -inf, device="cpu")
             edges = [reduce(torch.maximum, [t.edges[k] for t in seen], nothing).expand(shape).clone() for k in range(4)]
-        elif name in PRODUCTS:
-            edges, map = self._product(name, call, x)
-        elif name in REDUCTIONS:
-            edges, map = self._reduce(name, call, x, shape)
         else:
-            edges, map = self._slide(name, call, x, shape)
+            edges, map = (self._slide if name in WINDOWS else self._reduce)(name, call, x, shape)
         if written:
             for old, new in zip(written[0].edges, edges, strict=True):
                 old.copy_(new)
@@ -292,39 +258,30 @@ class _Watch(TorchFunctionMode):
 
         def moved(*edges: Tensor) -> _Seen:
             size = tuple(edges[0].shape[2:])
-            grid = _grid(edges, x.map) if edges[0].dim() == 4 and size != x.map.size else None
+            grid = spacing(edges, x.map.image, x.map.jump) if edges[0].dim() == 4 and size != x.map.size else None
             return _Seen([*edges], x.dtype, replace(x.map, size=size, jump=grid[0]) if grid else x.map)
 
         return tree_map(moved, *(func(**_edge(call, k)) for k in range(4)))
 
-    def _product(self, name: str, call: dict, x: _Seen) -> tuple[list[Tensor], _Map]:
-        """A value of a matrix product sees what a row of the left matrix and a column of the right one see."""
-        edges = []
-        for k in range(4):
-            *bias, left, right = (v for v in _edge(call, k).values() if isinstance(v, Tensor))
-            edges.append(reduce(torch.maximum, bias, torch.maximum(left.amax(-1, True), right.amax(-2, True))))
-        whole = left.shape[-1] % prod(x.map.size) == 0 and all(e.amin() == e.amax() for e in edges)
-        return self._whole(name, edges, x.map, (1, 1)) if whole else (edges, x.map)
-
     def _reduce(self, name: str, call: dict, x: _Seen, shape: torch.Size) -> tuple[list[Tensor], _Map]:
-        """A reduction joins positions along some dimensions, and so does a normalization by statistics of its input."""
-        dims = call.get("dim")
+        """Positions are joined along some dimensions: by a reduction, a linear layer, a normalization by statistics."""
+        dims = [-1] if name in PRODUCTS else call.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or [*range(x.dim())]
         if name == "native_layer_norm":
             dims = dims[-len(call["normalized_shape"]) :]
-        elif name in ("native_batch_norm", "native_group_norm"):
-            dims.remove(1 if "batch" in name else 0)
-        edges = [e.amax(dims, call.get("keepdim", shape == x.shape)).expand(shape).clone() for e in x.edges]
+        keep = call.get("keepdim", shape == x.shape or name in PRODUCTS)
+        edges = [e.amax(dims, keep).expand(shape).clone() for e in x.edges]
+        if name in PRODUCTS:
+            whole = x.shape[-1] % prod(x.map.size) == 0 and all(e.amin() == e.amax() for e in edges)
+            return self._whole(name, edges, x.map, (1, 1)) if whole else (edges, x.map)
         if shape.numel() < x.numel() == shape.numel() * prod(x.map.size):
             return self._whole(name, edges, x.map, x.map.size)
-        return _within(edges, x.map.image) if x.dim() - len(dims) == 1 else edges, x.map
+        return within(edges, x.map.image) if x.dim() - len(dims) <= 1 else edges, x.map
 
     def _whole(self, name: str, edges: list[Tensor], map: _Map, stride: Pair) -> tuple[list[Tensor], _Map]:
         """A layer that has the whole map for a kernel."""
-        edges, after = (
-            _within(edges, map.image),
-            replace(map, size=(1, 1), jump=tuple(j * s for j, s in zip(map.jump, stride, strict=True))),
-        )
+        edges = within(edges, map.image)
+        after = replace(map, size=(1, 1), jump=tuple(j * s for j, s in zip(map.jump, stride, strict=True)))
         self._add_row(name, edges, map, after, [(k, s, 0, 1) for k, s in zip(map.size, stride, strict=True)])
         return edges, after
 
@@ -332,32 +289,32 @@ class _Watch(TorchFunctionMode):
         """A convolution, a pooling, or a padding, which is a window of one pixel that starts beyond the border."""
         if x.dim() != 4 or len(shape) != 4 or call.get("transposed"):
             raise self.refuse(f"the effect of {name} on the receptive field is not known in this form")
-        grid = _grid(x.edges, x.map)
+        grid = spacing(x.edges, x.map.image, x.map.jump)
         if grid is None:
             raise self.refuse(f"the areas that its input sees are not evenly spaced ({name})")
         jump, step = grid
         windows = self._windows(name, call, x.shape)
         kernel, stride, padding, dilation = zip(*windows, strict=True)
-        groups, channel_pad, edges = call.get("groups"), call.get("pad", [])[4:], []
+        groups, edges = call.get("groups", shape[1]), []  # a pooling keeps channels apart
         for k, edge in enumerate(x.edges):
-            edge = F.pad(edge, [0] * 4 + channel_pad, value=-inf) if channel_pad else edge
-            edge = edge.unflatten(1, (groups, -1)).amax(2) if groups else edge
+            edge = F.pad(edge, [0] * 4 + call.get("pad", [])[4:], value=-inf)  # along the channels
+            edge = edge.unflatten(1, (groups, -1)).amax(2)
             for axis in (0, 1):
                 needed = (shape[axis + 2] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
                 slope = step[axis] * (2 * (k % 2) - 1) if k // 2 == axis else 0
-                edge = _extended(edge, axis + 2, padding[axis], needed - padding[axis] - edge.shape[axis + 2], slope)
+                edge = extended(edge, axis + 2, padding[axis], needed - padding[axis] - edge.shape[axis + 2], slope)
             edge = F.max_pool2d(edge, kernel, stride, 0, dilation)
-            edges.append(edge.repeat_interleave(shape[1] // groups, 1) if groups else edge)
+            edges.append(edge.repeat_interleave(shape[1] // groups, 1))
         before = replace(x.map, size=tuple(x.shape[2:]))
         after = replace(x.map, size=tuple(shape[2:]), jump=tuple(j * s for j, s in zip(jump, stride, strict=True)))
         if "adaptive" in name and after.size == (1, 1):
-            edges = _within(edges, x.map.image)
+            edges = within(edges, x.map.image)
         if "pad" not in name:
             self._add_row(name, edges, before, after, windows)
         return edges, after
 
     def _windows(self, name: str, call: dict, shape: torch.Size) -> list[Window]:
-        """The windows of a convolution, a pooling or a padding along height and width."""
+        """Kernel, stride, padding and dilation along height and along width."""
         if "_pad" in name:
             amounts = [*(call.get("pad") or call["padding"]), 0, 0]
             return [(1, 1, amounts[2], 1), (1, 1, amounts[0], 1)]
@@ -384,9 +341,9 @@ class _Watch(TorchFunctionMode):
         name = name if (name and leaf) or not operation else f"{name}.{operation}".lstrip(".")
         channels, jump = edges[0].shape[1] if edges[0].dim() > 1 else 1, _short(after.jump)
         kernel, stride, padding, dilation = map(_short, zip(*windows, strict=True))
-        sizes, field = (_short(before.size), _short(after.size)), _short(_field(edges, after.image))
+        sizes, field = (_short(before.size), _short(after.size)), _short(field_of(edges, after.image))
         self.rows.append(LayerField(name, kernel, stride, padding, dilation, *sizes, channels, jump, field))
-        self.reach = _extent(_within(edges, after.image))
+        self.reach = largest(within(edges, after.image))
 
     def finish(self, output: Any) -> list[LayerField]:
         """All rows, with one for the output if the last does not tell what it sees."""
@@ -395,7 +352,7 @@ class _Watch(TorchFunctionMode):
         outputs = [t for t in tree_leaves(output) if isinstance(t, _Seen) and t.edges[0].max() > -inf]
         if not outputs:
             raise self.refuse("its output does not depend on the image")
-        reach, widest = max(((_extent(_within(t.edges, t.map.image)), t) for t in outputs), key=lambda pair: pair[0])
+        reach, widest = max(((largest(within(t.edges, t.map.image)), t) for t in outputs), key=lambda pair: pair[0])
         if reach != self.reach:
             self._add_row("output", widest.edges, widest.map, widest.map, [(1, 1, 0, 1)] * 2)
         return self.rows
@@ -429,52 +386,6 @@ def _edge(call: dict, k: int) -> dict:
         return t.edges[k] if isinstance(t, _Seen) else torch.full((), -inf, device="cpu").expand(t.shape)
 
     return {n: v if n in ("index", "indices") else tree_map_only(Tensor, edge, v) for n, v in call.items()}
-
-
-def _grid(edges: Sequence[Tensor], map: _Map) -> tuple[Pair, Pair] | None:
-    """The jump, and the step from area to area (0 if all see the whole image); None if the steps are uneven.
-
-    They may be uneven in the outer quarter at each side, where a padding or a shift ends.
-    """
-    areas = torch.stack([*edges]).amax((1, 2)) * torch.tensor([-1, 1, -1, 1], device="cpu")[:, None, None]
-    height, width = areas.shape[1:]
-    areas = areas[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
-    jump, step = [*map.jump], [0, 0]
-    for axis, size in enumerate(map.image):
-        first, last = area = areas[2 * axis : 2 * axis + 2]
-        steps = set(area.diff(dim=axis + 1).flatten().tolist()) or {jump[axis]}
-        if len(steps) == 1 and min(steps) > 0 and not area.diff(dim=2 - axis).any():
-            jump[axis] = step[axis] = int(steps.pop())
-        elif not ((first <= 0) & (last >= size - 1) | (last == -inf)).all():
-            return None
-    return tuple(jump), tuple(step)
-
-
-def _extended(edge: Tensor, dim: int, before: int, after: int, slope: int) -> Tensor:
-    """The edge of a map that goes on for so many positions before its first and after its last."""
-    at = torch.arange(-before, edge.shape[dim] + after, device="cpu")
-    inside = at.clamp(0, edge.shape[dim] - 1)
-    return edge.index_select(dim, inside) + (slope * (at - inside)).view(-1, *[1] * (3 - dim))
-
-
-def _within(edges: list[Tensor], image: list[int]) -> list[Tensor]:
-    """The edges, those of the whole image where an area is larger; padding may repeat pixels, so none is cut off."""
-    result = []
-    for low, high, size in zip(edges[::2], edges[1::2], image, strict=True):
-        larger = low + high + 1 > size
-        result += [low.masked_fill(larger, 0), high.masked_fill(larger, size - 1)]
-    return result
-
-
-def _extent(edges: list[Tensor]) -> Pair:
-    """Height and width of the largest area."""
-    return tuple(int((low + high).max()) + 1 for low, high in zip(edges[::2], edges[1::2], strict=True))
-
-
-def _field(edges: list[Tensor], image: list[int]) -> Pair:
-    """Height and width of the areas if they are the same all over the map, else of the largest, at most the image."""
-    spans = [(low + high).unsqueeze(-1).flatten(2) for low, high in zip(edges[::2], edges[1::2], strict=True)]
-    return _extent(edges if all((s.amax(2) == s.amin(2)).all() for s in spans) else _within(edges, image))
 
 
 def _first_line(error: Exception) -> str:
