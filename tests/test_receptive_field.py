@@ -1,13 +1,12 @@
-"""The receptive-field table: published tables, hand-made cases, refusals, and random nets against brute force."""
+"""The receptive-field table: published tables, hand-made cases, refusals."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
+from experiments.variants import prior_net
 from model import STEPS
 from utils import LayerField, receptive_field, receptive_field_table
 
@@ -48,28 +47,32 @@ def test_published_table_with_average_pooling():
     assert [row.channels_out for row in rows] == [1] + [8] * 9 + [10]
 
 
-def test_published_tables_with_global_average_pooling():
-    gap = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 10, 1), nn.Flatten()]
-    d = nn.Sequential(
-        conv(1, 8), conv(8, 16), conv(16, 8, 1), nn.MaxPool2d(2),
-        conv(8, 16), conv(16, 16), conv(16, 16), conv(16, 16, 1), *gap,
-    )  # fmt: skip
-    e = nn.Sequential(
-        conv(1, 10), conv(10, 16), conv(16, 8), nn.MaxPool2d(2), conv(8, 16), conv(16, 16), conv(16, 16), *gap
-    )
-    assert fields(d) == [1, 3, 5, 5, 6, 10, 14, 18, 18, 28, 28]
-    assert fields(e) == [1, 3, 5, 7, 8, 12, 16, 20, 28, 28]
+@pytest.mark.parametrize(
+    ("net", "expected", "sizes"),
+    [
+        (prior_net("c8 c16 k8 P c16 c16 c16 k16 GAP k10"), [1, 3, 5, 5, 6, 10, 14, 18, 18, 28, 28],
+         [28, 26, 24, 24, 12, 10, 8, 6, 6, 1, 1]),
+        (prior_net("c10 c16 c8 P c16 c16 c16 GAP k10"), [1, 3, 5, 7, 8, 12, 16, 20, 28, 28],
+         [28, 26, 24, 22, 11, 9, 7, 5, 1, 1]),
+        (nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2)), [1, 3, 5], [28, 14, 7]),
+        (nn.Sequential(nn.ZeroPad2d(2), nn.Conv2d(1, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=5)), [1, 3, 5],
+         [28, 32, 40]),
+    ],
+)  # fmt: skip
+def test_published_tables_with_global_average_pooling_and_hand_made_ones(net, expected, sizes):
+    rows = receptive_field(net.eval())
+    assert [row.receptive_field for row in rows] == expected
+    assert [row.size_out for row in rows] == sizes
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "field"),
-    [("resnet18", 224, 435), ("resnet50", 224, 427), ("mobilenet_v2", 224, 491), ("densenet121", 224, 2071)],
+    ("name", "field"), [("resnet18", 435), ("resnet50", 427), ("mobilenet_v2", 491), ("densenet121", 2071)]
 )
-def test_published_nets(name, size, field):
+def test_published_nets(name, field):
     """The largest field before the global average; torchvision's ResNet-50 strides in its 3x3 convolutions."""
-    rows = receptive_field(torchvision.models.get_model(name), size, channels=3)
+    rows = receptive_field(torchvision.models.get_model(name), 224, channels=3)
     assert max(row.receptive_field for row in rows) == field
-    assert (rows[-1].receptive_field, rows[-1].channels_out) == (size, 1000)
+    assert (rows[-1].receptive_field, rows[-1].channels_out) == (224, 1000)
 
 
 def test_published_inception_and_vgg():
@@ -99,15 +102,13 @@ def test_a_layer_that_redraws_the_image_starts_anew():
         receptive_field(Apply(lambda x, d: torch.cat([d(x), x[:, :, 2:-2, 2:-2]], 1), deslant))
 
 
-def test_every_field_of_a_row():
-    rows = receptive_field(nn.Sequential(nn.Conv2d(1, 4, 5, stride=2, padding=1, dilation=2)), 33)
-    assert rows[0] == LayerField("input", 1, 1, 0, 1, 33, 33, 1, 1, 1)
-    assert rows[1] == LayerField("0", 5, 2, 1, 2, 33, 14, 4, 2, 9)
-
-
 def test_a_linear_head_has_the_map_for_a_kernel():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Flatten(), nn.LazyLinear(20), nn.ReLU(), nn.Linear(20, 10))
     rows = receptive_field(net, (28, 41))
+    assert rows[:2] == [
+        LayerField("input", 1, 1, 0, 1, (28, 41), (28, 41), 1, 1, 1),
+        LayerField("0", 3, 2, 0, 1, (28, 41), (13, 20), 4, 2, 3),
+    ]
     assert rows[2] == LayerField("2", (13, 20), 1, 0, 1, (13, 20), 1, 20, 2, (27, 41))  # the stride leaves one row out
     assert rows[3] == LayerField("4", 1, 1, 0, 1, 1, 1, 10, 2, (27, 41))
 
@@ -130,21 +131,12 @@ def test_dilation_stride_and_rectangular_kernels():
     assert rows[0].channels_out == 3
 
 
-def test_same_and_explicit_padding_do_not_widen_the_field():
-    net = nn.Sequential(nn.ZeroPad2d(2), nn.Conv2d(1, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=5))
-    rows = receptive_field(net)
-    assert [row.receptive_field for row in rows] == [1, 3, 5]
-    assert [row.size_out for row in rows] == [28, 32, 40]
-
-
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_padding_of_any_kind_counts_alike(mode):
     net = nn.Sequential(*(nn.Conv2d(n, 2, 3, 2, padding=1, padding_mode=mode) for n in (1, 2, 2, 2)), nn.Flatten())
     assert fields(net) == [1, 3, 7, 15, 31]
-    assert fields(Apply(lambda x, c: c(F.pad(x, (1, 2, 0, 3), mode.replace("zeros", "constant"))), conv(1, 2))) == [
-        1,
-        3,
-    ]
+    mode = mode.replace("zeros", "constant")
+    assert fields(Apply(lambda x, c: c(F.pad(x, (1, 2, 0, 3), mode)), conv(1, 2))) == [1, 3]
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -153,51 +145,31 @@ def test_a_head_on_nothing_but_padding_sees_the_pixels_that_it_repeats(mode):
     assert fields(net)[-1] == (3, 28)
 
 
-def test_overlapping_and_rounded_up_pooling():
-    rows = receptive_field(nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2)))
-    assert [row.size_out for row in rows] == [28, 14, 7]
-    assert [row.receptive_field for row in rows] == [1, 3, 5]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "kernel", "stride"), [(1, 26, 26), (2, 13, 13), (5, 6, 5), (13, 2, 2), (26, 1, 1), (4, None, None)]
-)
+@pytest.mark.parametrize(("outputs", "kernel", "stride"), [(1, 26, 26), (2, 13, 13), (5, 6, 5), (13, 2, 2), (26, 1, 1)])
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
 def test_adaptive_pooling(pool, outputs, kernel, stride):
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), pool(outputs))
-    if kernel is None:
-        with pytest.raises(ValueError, match="26 pixels to 4 has no single kernel"):
-            receptive_field(net)
-    else:
-        row = receptive_field(net)[-1]
-        assert (row.kernel, row.stride, row.size_out) == (kernel, stride, outputs)
-        assert row.receptive_field == kernel + 2
-        assert fields(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), pool(1)))[-1] == 28
+    row = receptive_field(nn.Sequential(nn.Conv2d(1, 2, 3), pool(outputs)))[-1]
+    assert (row.kernel, row.stride, row.size_out, row.receptive_field) == (kernel, stride, outputs, kernel + 2)
+    assert fields(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), pool(1)))[-1] == 28
 
 
-class Functional(nn.Module):
+def functional(x, head, twice, stem):
     """Poolings and a mean that are not modules, a layer used twice, layers that run in another order."""
-
-    def __init__(self):
-        super().__init__()
-        self.head, self.twice, self.stem = nn.Linear(4, 10), nn.Conv2d(4, 4, 3), nn.Conv2d(2, 4, 3)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.stem(x)), 2)
-        x = F.leaky_relu(self.twice(x)) * 2
-        x = self.twice(F.dropout(x))
-        return F.log_softmax(self.head(x.mean(dim=(2, 3))), dim=1)
+    x = F.max_pool2d(F.relu(stem(x)), 2)
+    x = twice(F.dropout(F.leaky_relu(twice(x)) * 2))
+    return F.log_softmax(head(x.mean(dim=(2, 3))), dim=1)
 
 
 def test_functional_layers_count_too_in_the_order_in_which_they_run():
-    rows = receptive_field(Functional(), channels=2)
-    assert [row.name for row in rows] == ["input", "stem", "max_pool2d", "twice", "twice", "mean", "head"]
+    net = Apply(functional, nn.Linear(4, 10), nn.Conv2d(4, 4, 3), nn.Conv2d(2, 4, 3))
+    rows = receptive_field(net, channels=2)
+    assert [row.name.removeprefix("layers.") for row in rows] == ["input", "2", "max_pool2d", "1", "1", "mean", "0"]
     assert [row.receptive_field for row in rows] == [1, 3, 4, 8, 12, 28, 28]
 
 
-def write_shifted(x):
-    out = x.clone()
-    out[:, :2, 2:] = x[:, :2, :-2]
+def shift(x):
+    out, half = x.clone(), x.shape[1] // 2
+    out[:, :half, 2:] = x[:, half:, :-2]
     return out
 
 
@@ -212,7 +184,7 @@ wide = nn.Conv2d(4, 4, 7, padding=3)
 @pytest.mark.parametrize(
     ("between", "last"),
     [
-        (Apply(write_shifted), (7, 5)),
+        (Apply(shift), (7, 5)),
         (Apply(add_to_a_slice, wide), 11),
         (Apply(lambda x, c: (x.data[:, :1].copy_(c(x)[:, :1]), x)[1], wide), 11),
         (Apply(lambda x, c: torch.zeros_like(x).copy_(c(x)), wide), 11),
@@ -291,7 +263,8 @@ def catch_the_refusal(x):
         (Apply(lambda x: F.scaled_dot_product_attention(x, x, x)), "not known"),
         (Apply(lambda x: F.conv2d(x, x[:, :, :3, :3])), "not known"),
         (nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3)), "not known"),
-        (nn.AdaptiveAvgPool2d(4), "no single kernel and stride"),
+        (nn.AdaptiveAvgPool2d(4), "26 pixels to 4 has no single kernel and stride"),
+        (nn.AdaptiveMaxPool2d(4), "26 pixels to 4 has no single kernel and stride"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(between, reason):
@@ -303,41 +276,32 @@ def test_what_is_not_known_is_refused(between, reason):
 @pytest.mark.parametrize(
     "between",
     [
-        Apply(lambda x: x.transpose(2, 3)),
-        Apply(lambda x: x.flip(3)),
-        Apply(lambda x: x.roll(13, dims=3)),
-        Apply(lambda x: x.flatten(1).view(-1, 4, 13, 52)),
-        Apply(lambda x: x + F.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)),
-        nn.PixelShuffle(2),
+        lambda x: x.transpose(2, 3),
+        lambda x: x.flip(3),
+        lambda x: x.roll(13, dims=3),
+        lambda x: x.flatten(1).view(-1, 4, 13, 52),
+        lambda x: x + F.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3),
+        lambda x: F.pixel_shuffle(x, 2),
     ],
 )
 def test_a_window_on_areas_that_are_not_evenly_spaced_is_refused(between):
     with pytest.raises(ValueError, match=r"^2 \(LazyConv2d|Conv2d\): the areas .* not evenly spaced"):
-        receptive_field(nn.Sequential(nn.Conv2d(1, 4, 3), between, nn.LazyConv2d(4, 3)))
+        receptive_field(nn.Sequential(nn.Conv2d(1, 4, 3), Apply(between), nn.LazyConv2d(4, 3)))
 
 
 def fail(x):
     raise AssertionError("made to fail\nwith two lines")
 
 
-class Uncopied(nn.Identity):
-    def __deepcopy__(self, memo):
-        raise TypeError("a copy is not possible")
-
-
 @pytest.mark.parametrize(
     ("model", "arguments", "reason"),
     [
-        (
-            STEPS[1].net(),
-            {"input_size": 4},
-            r"conv2 \(Conv2d\): it does not take an image of 4x4 pixels and 1 channel:",
-        ),
+        (STEPS[1].net(), {"input_size": 4}, r"conv2 \(Conv2d\): it does not take .* 4x4 pixels and 1 channel:"),
         (STEPS[1].net(), {"channels": 3}, r"conv1 \(Conv2d\): .* 28x28 pixels and 3 channels"),
         (STEPS[1].net(), {"input_size": 0}, "at least 1 pixel"),
         (Apply(fail), {}, r"the model \(Apply\): .*made to fail$"),
         (Apply(lambda x: torch.ones(1, 4, 3, 3)), {}, "does not depend on the image"),
-        (Uncopied(), {}, "^the model cannot be copied: a copy is not possible$"),
+        (Apply(item for item in "generator"), {}, "^the model cannot be copied: .*generator"),
     ],
 )
 def test_a_model_that_does_not_run_is_an_error(model, arguments, reason):
@@ -350,14 +314,8 @@ def state(model):
     modules = [(type(m), m.training, [*m._forward_hooks], [*m._forward_pre_hooks], [*vars(m)]) for m in model.modules()]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     values = [(name, type(t), None if nn.parameter.is_lazy(t) else t.tolist()) for name, t in tensors]
-    hooks = nn.modules.module
-    return (
-        modules,
-        values,
-        [*hooks._global_forward_hooks],
-        [*hooks._global_forward_pre_hooks],
-        torch.get_rng_state().tolist(),
-    )
+    hooks = [[*nn.modules.module._global_forward_hooks], [*nn.modules.module._global_forward_pre_hooks]]
+    return modules, values, hooks, torch.get_rng_state().tolist()
 
 
 class Restless(nn.Module):
@@ -406,98 +364,6 @@ def test_the_model_is_left_as_it_was(model, works):
             receptive_field(model)
     assert state(model) == before
     assert getattr(model, "calls", 0) == 0
-
-
-def extents(net, size):
-    """Height and width of the largest area that an output depends on: a row or a column of NaN reaches it."""
-    height, width = size
-    images = torch.rand(height + width, 1, height, width, dtype=torch.float64)
-    for i in range(height):
-        images[i, :, i] = torch.nan
-    for i in range(width):
-        images[height + i, :, :, i] = torch.nan
-    reached = net(images).isnan().flatten(1)
-    assume(reached.numel())
-    result = []
-    for seen in (reached[:height], reached[height:]):
-        at = torch.arange(len(seen))[:, None]
-        result.append(int((torch.where(seen, at, -1).amax(0) - torch.where(seen, at, len(seen)).amin(0)).max()) + 1)
-    return result
-
-
-def join(x, left, right, how):
-    if how == "write":
-        x = x.clone()
-        x[:, :1] += left(x)[:, 1:]
-        return x
-    if how == "split":
-        return torch.cat([x[:, 1:], left(x)[:, :1]], 1)
-    return left(x) + right(x) if how == "add" else torch.cat([left(x)[:, :1], right(x)[:, 1:]], 1)
-
-
-def shift(x, rows):
-    out = x.clone()
-    out[:, :1, rows:] = x[:, 1:, :-rows]
-    return out
-
-
-few = st.integers(1, 2)
-kernels = st.tuples(st.integers(1, 4), st.integers(1, 3))
-modes = st.sampled_from(["zeros", "reflect", "replicate"])
-convolutions = st.builds(
-    lambda kernel, stride, padding, dilation, groups, mode: nn.Conv2d(
-        2, 2, kernel, stride, padding, dilation, groups, padding_mode=mode
-    ),
-    kernels, few, st.integers(0, 2), few, few, modes,
-)  # fmt: skip
-poolings = st.builds(
-    lambda kind, kernel, stride, ceil: kind(kernel, stride, kernel // 2, ceil_mode=ceil),
-    st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]), st.integers(2, 3), few, st.booleans(),
-)  # fmt: skip
-same = st.one_of(
-    st.just(nn.Identity()),
-    st.builds(lambda n, d: nn.Conv2d(2, 2, 2 * n + 1, padding=n * d, dilation=d), st.integers(1, 2), few),
-)
-joins = st.builds(
-    lambda left, right, how: Apply(lambda x, a, b: join(x, a, b, how), left, right),
-    same, same, st.sampled_from(["write", "split", "add", "cat"]),
-)  # fmt: skip
-shifted = Apply(lambda x: shift(x, 2))
-moves = st.sampled_from(
-    [
-        nn.ReLU(), nn.BatchNorm2d(2), nn.ZeroPad2d((1, 0, 2, 1)), Apply(lambda x: x[:, :, ::2, 1:]),
-        Apply(lambda x: F.dropout(x, 0.0)), Apply(lambda x: x.flatten(1).view(x.shape)), shifted,
-    ]
-)  # fmt: skip
-chains = st.lists(st.one_of(convolutions, poolings, joins, moves), min_size=1, max_size=5)
-heads = st.sampled_from([[], [nn.Flatten(), nn.LazyLinear(3)], [Apply(lambda x: x.flatten(2).mean(2))]])
-
-
-def answer(net, size):
-    try:
-        return receptive_field(net, size)
-    except ValueError as error:
-        return str(error)
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(chains, heads, st.tuples(st.integers(13, 40), st.integers(13, 40)))
-def test_random_nets_against_brute_force(layers, head, size):
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), *layers, *head).double().eval()
-    try:
-        brute_force = extents(net, size)
-    except RuntimeError:  # a map becomes smaller than a kernel
-        brute_force = None
-    rows = answer(net, size)
-    if isinstance(rows, str):
-        assert brute_force is None or "not evenly spaced" in rows
-        return
-    told, jump = pair(rows[-1].receptive_field), pair(rows[-1].jump)
-    for field, true, step, pixels in zip(told, brute_force, jump, size, strict=True):
-        assert true <= field
-        # Exact where some area lies within the image and all areas are alike.
-        assert field == true or head or shifted in layers or field + 6 * step > pixels
-        assert field <= pixels or not isinstance(net[-1], nn.Linear)
 
 
 def test_table_is_aligned_markdown():
