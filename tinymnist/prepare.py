@@ -6,6 +6,7 @@ centre of mass (LeCun et al., 1998, section III-A).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,7 @@ def prepare(image: Image.Image) -> Tensor:
         size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
         channels = map(Image.fromarray, colors.transpose(2, 0, 1))
         colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
-    plain = _plain_corners(colors)
-    if plain == 4:
-        return _like_mnist(_digit(*_ink_on_plain(colors)))
-    try:
-        digit = _digit(*_ink(colors))
-    except PictureError:
-        if plain < 3:
-            raise
-        digit = np.ones((1, 1))
-    if plain == 3 and _edge(digit).any():  # it fills the picture, so that a local ground is hard to tell
-        digit = _digit(*_ink_on_plain(colors))
-    return _like_mnist(digit)
+    return _like_mnist(_digit(*(_ink_on_plain if _is_plain(colors) else _ink)(colors)))
 
 
 def _as_in_mnist(grey: np.ndarray) -> Tensor | None:
@@ -78,14 +68,21 @@ def _edge(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
-def _plain_corners(colors: np.ndarray) -> int:
-    """How many corners have the colour of the picture's edge, if most of the edge has one colour; else 0."""
-    edge, n = _edge(colors), max(2, min(colors.shape[:2]) // 40)
+def _is_plain(colors: np.ndarray) -> bool:
+    """Whether most of the picture's edge has one colour, and all corners too, but for one where a stroke ends.
+
+    A shadow or a table that covers a corner goes on along both of its sides, a stroke along one.
+    """
+    edge, n, far = _edge(colors), max(2, min(colors.shape[:2]) // 40), min(colors.shape[:2]) // 3
     color = np.median(edge, axis=0)
-    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5:
-        return 0
-    ends = slice(n), slice(-n, None)
-    return sum(bool(abs(colors[y, x].mean((0, 1)) - color).max() < 0.06) for y in ends for x in ends)
+
+    def is_ground(turned: np.ndarray, y: int, x: int) -> bool:
+        return bool(abs(turned[y : y + n, x : x + n].mean((0, 1)) - color).max() < 0.06)
+
+    odd = [turned for turned in map(partial(np.rot90, colors), range(4)) if not is_ground(turned, 0, 0)]
+    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5 or len(odd) > 1:
+        return False
+    return not odd or is_ground(odd[0], far, 0) or is_ground(odd[0], 0, far)
 
 
 def _direction(difference: np.ndarray) -> np.ndarray:
@@ -183,7 +180,8 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
     height, away = main.image.shape[0], ndimage.distance_transform_edt(labels != main.label) / max(main.image.shape)
     mask = labels == main.label
     for part in measure.regionprops(labels, away):
-        if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
+        beyond = _at_edge(part, ink.shape) and not _at_edge(main, ink.shape)  # the digit does not reach the edge
+        if part.label == main.label or part.area < 0.02 * main.area or beyond:
             continue
         large, gap = part.area / main.area, part.intensity_min
         tall = part.image.shape[0] > 0.5 * height and (_apart(part, main, 0) or _apart(part, main, 1))
@@ -192,7 +190,8 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
         if gap < 0.25:
             mask |= labels == part.label
     _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
-    return (ink / full - 0.3).clip(0, 0.6) / 0.6 * ndimage.binary_dilation(mask, iterations=2)
+    around = max(2, max(main.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
+    return (ink / full - 0.15).clip(0, 0.85) / 0.85 * ndimage.binary_dilation(mask, iterations=around)
 
 
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
@@ -223,14 +222,14 @@ def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
     height, width = part.image.shape
     if width > 2.2 * height:
         raise PictureError(f"it shows no single digit (too wide): {ONE}")
-    shadow = _at_edge(part, shape) and part.solidity > 0.9 and part.extent > 0.4
-    if (part.extent > 0.8 or shadow) and width > 0.5 * height:
+    shadow = _at_edge(part, shape) and part.solidity > 0.95 and part.extent > 0.4
+    if (part.extent > 0.8 or shadow) and width > 0.6 * height:
         raise PictureError(f"it shows no single digit (a filled area, no strokes): {ONE}")
 
 
 def _like_mnist(digit: np.ndarray) -> Tensor:
     """Strokes, float (H, W) from 0 to 1, as an image of MNIST: uint8 (28, 28)."""
-    part = measure.regionprops((digit > 0.25).astype(np.uint8))[0]
+    part = measure.regionprops((digit > 0.1).astype(np.uint8))[0]
     inside = np.pad(part.image, 1)
     zoom = BOX / max(part.image.shape)
     width = 2 * zoom * ndimage.distance_transform_edt(inside)[morphology.skeletonize(inside)].mean()
