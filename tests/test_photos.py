@@ -29,7 +29,7 @@ def test_pictures_without_a_digit_are_refused(kind):
 
 def test_digits_of_other_writers():
     counts = photos.measured(itertools.islice(photos.other_writers(), 0, None, 30), NET)
-    assert counts["right"] >= 0.9 * counts["n"], counts
+    assert counts["right"] >= 0.95 * counts["n"], counts
 
 
 def test_a_seed_gives_the_same_pictures_and_another_seed_others():

@@ -180,7 +180,8 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
     height, away = main.image.shape[0], ndimage.distance_transform_edt(labels != main.label) / max(main.image.shape)
     mask = labels == main.label
     for part in measure.regionprops(labels, away):
-        if part.label == main.label or part.area < 0.02 * main.area or _at_edge(part, ink.shape):
+        beyond = _at_edge(part, ink.shape) and not _at_edge(main, ink.shape)  # the digit does not reach the edge
+        if part.label == main.label or part.area < 0.02 * main.area or beyond:
             continue
         large, gap = part.area / main.area, part.intensity_min
         tall = part.image.shape[0] > 0.5 * height and (_apart(part, main, 0) or _apart(part, main, 1))
@@ -189,7 +190,8 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
         if gap < 0.25:
             mask |= labels == part.label
     _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
-    return (ink / full - 0.3).clip(0, 0.6) / 0.6 * ndimage.binary_dilation(mask, iterations=2)
+    around = max(2, max(main.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
+    return (ink / full - 0.15).clip(0, 0.85) / 0.85 * ndimage.binary_dilation(mask, iterations=around)
 
 
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
@@ -220,14 +222,14 @@ def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
     height, width = part.image.shape
     if width > 2.2 * height:
         raise PictureError(f"it shows no single digit (too wide): {ONE}")
-    shadow = _at_edge(part, shape) and part.solidity > 0.9 and part.extent > 0.4
-    if (part.extent > 0.8 or shadow) and width > 0.5 * height:
+    shadow = _at_edge(part, shape) and part.solidity > 0.95 and part.extent > 0.4
+    if (part.extent > 0.8 or shadow) and width > 0.6 * height:
         raise PictureError(f"it shows no single digit (a filled area, no strokes): {ONE}")
 
 
 def _like_mnist(digit: np.ndarray) -> Tensor:
     """Strokes, float (H, W) from 0 to 1, as an image of MNIST: uint8 (28, 28)."""
-    part = measure.regionprops((digit > 0.25).astype(np.uint8))[0]
+    part = measure.regionprops((digit > 0.1).astype(np.uint8))[0]
     inside = np.pad(part.image, 1)
     zoom = BOX / max(part.image.shape)
     width = 2 * zoom * ndimage.distance_transform_edt(inside)[morphology.skeletonize(inside)].mean()
