@@ -83,7 +83,8 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
         for name, scale in (("last5_mean", 1), ("last5_min", 1), ("test_loss", 1000)):
             compared = paired(scale * (pairs[name] - pairs[f"{name}_base"]), pairs.split)
             row |= {f"{name}_{key}".rstrip("_"): value for key, value in compared.items()}
-        rows.append(row | {"time": (pairs.seconds / pairs.seconds_base).median()})
+        together = pairs[pairs.commit == pairs.commit_base]  # of other commits may be from another machine
+        rows.append(row | {"time": (together.seconds / together.seconds_base).median()})
     found = pd.DataFrame(rows)
     return found.assign(p_mean=holm(found.last5_mean_p), p_lowest=holm(found.last5_min_p)).round(5) if rows else found
 
@@ -95,7 +96,7 @@ def effects_table(frame: pd.DataFrame, by_size: bool = True) -> str:
         return "No pair is finished yet."
     for own in (found.sort_values("last5_mean", ascending=False) if by_size else found).to_dict("records"):
         row = {"change": own["change"], "parameters": f"{own['parameters']:,}", "pairs": own["pairs"]}
-        row |= {"mean": f"{own['mean']:.3f}", "time": f"{own['time']:.2f}"}
+        row |= {"mean": f"{own['mean']:.3f}", "time": "" if np.isnan(own["time"]) else f"{own['time']:.2f}"}
         for heading, name in (("Δ mean", "last5_mean"), ("Δ lowest", "last5_min"), ("Δ loss", "test_loss")):
             row[heading] = f"{own[name]:+.3f}"
             if not np.isnan(own[f"{name}_low"]):
