@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,16 +164,25 @@ def speed() -> str:
     )
 
 
+def measured_by(command: str, name: str) -> dict[str, Any]:
+    """What a command has measured and written below `results/`.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+    """
+    path = runs.RESULTS / name
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: {command} writes it")
+    return runs.read_json(path, dict)
+
+
 def photos() -> str:
     """How pictures of digits are read, as `experiments.photos` measured it.
 
     Raises:
         FileNotFoundError: it was not measured.
     """
-    path = runs.RESULTS / "photos.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: python -m experiments.photos writes it")
-    record = runs.read_json(path, dict)
+    record = measured_by("python -m experiments.photos", "photos.json")
     styles = record["styles"]
     total = {key: sum(counts[key] for counts in styles.values()) for key in next(iter(styles.values()))}
     where = f"random seed {record['seed']}, commit {record['commit'][:7]}, PyTorch {record['torch_version']}"
@@ -196,10 +206,7 @@ def onnx_files() -> str:
     Raises:
         FileNotFoundError: it was not measured.
     """
-    path = runs.RESULTS / "int8.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: python -m experiments.export --all-seeds writes it")
-    record = runs.read_json(path, dict)
+    record = measured_by("python -m experiments.export --all-seeds", "int8.json")
     measured = pd.json_normalize(record["runs"])  # columns as "int8.test_correct"
     rows: list[dict[str, object]] = []
     for name, file in (("float32", "final.onnx"), ("int8", "final-int8.onnx")):

@@ -53,6 +53,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     padded, _, seen = fields[3].rpartition(" ")
     norm, cycle, average = effect.values()
     rung = compared.loc[("ladder", "net")]
+    upright = compared.loc[("ladder", "deslant")]
     small = frame[frame.group == "small"].groupby("parameters").last5_min.agg(lambda low: (low >= 99.4).all())
     linear = frame[frame.group == "baseline"]
     timed = runs.load_bench("pipelines")["contenders"]
@@ -88,6 +89,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"Receptive field: {padded} with the padding; the head sees all {seen}x{seen} pixels",
         f"gains {cycle.last5_mean:.3f} points ({cycle.last5_mean_low:.3f} to {cycle.last5_mean_high:.3f})",
         f"average {average.last5_mean:.3f} ({average.last5_mean_low:.3f} to {average.last5_mean_high:.3f})",
+        f"deslanting gains {upright.last5_mean:.3f} points ({upright.last5_mean_low:.3f} to "
+        f"{upright.last5_mean_high:.3f}, {upright.pairs} pairs)",
         f"takes {rung.time:.2f} of the time of Step 2's net and changes the accuracy by {rung.last5_mean:.3f} points "
         f"({rung.last5_mean_low:.3f} to {rung.last5_mean_high:.3f}, {rung.pairs} pairs)",
         f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
@@ -134,6 +137,7 @@ def test_what_the_text_says_in_words(frame, compared):
         row = changes.loc[f"step1-{name}"]
         assert row.last5_mean_low > 0, name
         assert row.test_loss_high < 0, name
+    assert compared.loc[("ladder", "deslant"), "p_mean"] < 0.05
     low = changes.loc["step1-gap"]
     assert low.last5_mean_low < 0 < low.last5_mean_high
     assert changes.loc["step2-weight-decay", "last5_mean_high"] < 0
