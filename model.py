@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,6 +101,8 @@ class FinalNet(nn.Module):
 
     Deslanting also crops two rows and columns at each side, which hold less than half a percent of the ink. Padding
     keeps the strokes at the border. Pooling precedes BatchNorm and ReLU, which then work on a quarter of the values.
+    In evaluation the logits are the mean over four views of the digit: a pixel up, down, to the left, to the right
+    (after Krizhevsky et al., 2012, who average ten).
 
     layer   shape of its output   parameters
     deslant  1 x 24 x 24
@@ -118,6 +121,9 @@ class FinalNet(nn.Module):
     total                                        = 7866
     """
 
+    # Up, down, left, right: the columns and rows that `F.pad` adds at the left, the right, the top and the bottom.
+    moves: tuple[tuple[int, int, int, int], ...] = (0, 0, -1, 1), (0, 0, 1, -1), (-1, 1, 0, 0), (1, -1, 0, 0)
+
     def __init__(self, channels: tuple[int, int, int, int] = (8, 16, 16, 18)) -> None:
         super().__init__()
         first, second, third, fourth = channels
@@ -135,6 +141,13 @@ class FinalNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.deslant(x)
+        if self.training:
+            return self.classify(x)
+        views = torch.cat([F.pad(x, move) for move in self.moves])
+        return self.classify(views).view(len(self.moves), -1, 10).mean(0)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of deslanted digits (N, 1, 24, 24)."""
         x = F.relu_(self.norm1(self.pool(self.conv1(x))))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = F.relu_(self.norm3(self.pool(self.conv3(x))))
@@ -169,13 +182,13 @@ STEPS[3] = replace(
     target=99.4,
     recipe=replace(
         STEPS[2].recipe,
+        batch_size=256,
         schedule="one_cycle",
-        max_lr=0.1,
-        weight_decay=5e-4,
+        max_lr=0.2,
         rotation=12.0,
         translation=0.05,
         scale=0.12,
         shear=8.0,
-        average=0.998,
+        average=0.996,
     ),
 )

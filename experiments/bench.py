@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -91,9 +89,8 @@ def our_epochs(net: MakeNet, recipe: Recipe, digits: Digits, device: torch.devic
 class NormFirstNet(FinalNet):
     """Step 3 with the usual order: convolution, BatchNorm, ReLU, and pooling last."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float (B, 1, 28, 28) to logits (B, 10)."""
-        x = self.deslant(x)
+    def classify(self, x: Tensor) -> Tensor:
+        """float (B, 1, 24, 24) to logits (B, 10)."""
         x = self.pool(F.relu_(self.norm1(self.conv1(x))))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = self.pool(F.relu_(self.norm3(self.conv3(x))))
@@ -120,25 +117,24 @@ def augment_by_library(images: Tensor, recipe: Recipe, generator: torch.Generato
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed; its net; what returns the seconds of each epoch on a device; and its CPU threads."""
+    """What is timed; what returns the seconds of each epoch on a device; and its CPU threads."""
 
     what: str
-    net: MakeNet
     epochs: Callable[[torch.device], list[float]]
     threads: int | None = None  # as many as PyTorch takes
 
 
 def ours(what: str, net: MakeNet, recipe: Recipe, threads: int | None = None, **options: Any) -> Contender:
     """A net on our pipeline; the options are those of `fit`."""
-    return Contender(what, net, lambda device: our_epochs(net, recipe, load_mnist(), device, **options), threads)
+    return Contender(what, lambda device: our_epochs(net, recipe, load_mnist(), device, **options), threads)
 
 
 def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     """The contenders of a part by name."""
     if part == "pipelines":  # the usual one, the same net on ours, and the final step
         return {
-            "stock-0": Contender("usual pipeline, no workers", stock_net, lambda d: stock_epochs(d, 0)),
-            "stock-2": Contender("usual pipeline, 2 workers", stock_net, lambda d: stock_epochs(d, 2)),
+            "stock-0": Contender("usual pipeline, no workers", lambda d: stock_epochs(d, 0)),
+            "stock-2": Contender("usual pipeline, 2 workers", lambda d: stock_epochs(d, 2)),
             "same-net": ours("the same net on our pipeline", stock_net, STOCK_RECIPE),
             "final": ours("Step 3 as shipped", FinalNet, STEPS[3].recipe),
         }
@@ -157,52 +153,25 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     }
 
 
-def peak_memory() -> int | None:
-    """Most memory in bytes that this process held, workers not counted; None where the system does not tell."""
-    status = Path("/proc/self/status")  # the peak of `getrusage` starts from that of the process which started this one
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-
-
 def measure(job: tuple[str, str, str], _: None) -> dict[str, Any]:
     """Time one contender, in a process of its own."""
     part, name, device_name = job
     device = torch.device(device_name)
-    run = {"seconds": contenders(part, device)[name].epochs(device), "peak_memory": peak_memory()}
-    return run | ({"peak_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
-
-
-def multiply_adds(net: nn.Module) -> int:
-    """Multiply-adds of one epoch with evaluation: 60,000 images forward and backward, 10,000 forward."""
-    x = torch.zeros(2, 1, 28, 28)
-    with FlopCounterMode(display=False) as training:
-        net(x).sum().backward()
-    with FlopCounterMode(display=False) as evaluation, torch.no_grad():
-        net(x)
-    return (training.get_total_flops() * 30_000 + evaluation.get_total_flops() * 5_000) // 2
-
-
-def peak_multiply_adds(job: str, _: None) -> float:
-    """Multiply-adds per second of a large float32 matrix product, the best of ten."""
-    a = torch.randn(4096, 4096, device=job)
-    return 4096**3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=10))
+    return {"seconds": contenders(part, device)[name].epochs(device)}
 
 
 def time_contenders(part: str, device: torch.device) -> dict[str, Any]:
-    """Measure the contenders of a part in turn, and the machine's limit before each turn."""
+    """Measure the contenders of a part in turn."""
     found, threads = contenders(part, device), torch.get_num_threads()
-    peaks: list[float] = []
     results: dict[str, dict[str, Any]] = {
-        name: {"what": c.what, "threads": c.threads or threads, "multiply_adds": multiply_adds(c.net()), "runs": []}
-        for name, c in found.items()
+        name: {"what": c.what, "threads": c.threads or threads, "runs": []} for name, c in found.items()
     }
     for _ in range(REPEATS):
-        peaks += in_processes(peak_multiply_adds, [str(device)], threads=threads)
         for name, result in results.items():
             [run] = in_processes(measure, [(part, name, str(device))], threads=result["threads"])
             result["runs"].append(run)
             print(f"{result['what']}: {statistics.mean(run['seconds']):.2f} s per epoch", flush=True)
-    return {"peak_multiply_adds": max(peaks), "threads": threads, "contenders": results}
+    return {"threads": threads, "contenders": results}
 
 
 def time_seeds(device: torch.device) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from utils import DataError, Recipe, augment, load_mnist, train_run
 
 
 class TeacherNet(FinalNet):
-    """The final net with two to three times the channels and an earlier second pooling: 43,930 parameters."""
+    """The final net with two to three times the channels, an earlier second pooling and one view: 43,930 parameters."""
+
+    moves = ((0, 0, 0, 0),)
 
     def __init__(self) -> None:
         super().__init__((16, 32, 48, 48))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.deslant(x)
+    def classify(self, x: Tensor) -> Tensor:
         x = F.relu_(self.norm1(self.pool(self.conv1(x))))
         x = F.relu_(self.norm2(self.pool(self.conv2(x))))
         x = F.relu_(self.norm3(self.conv3(x)))

@@ -68,9 +68,8 @@ def accuracy_over_parameters() -> Figure:
 
 
 def parts() -> Figure:
-    """What the parts of Step 3 do when each is added to Step 2 by itself."""
-    names = ("one-cycle", "average", "augmentation", "final-net", "deslant", "weight-decay")
-    return plot_effects(*(f"changes/step2-{name}" for name in names))
+    """What each part does on the ladder from Step 2 to Step 3, where they are added one after the other."""
+    return plot_effects("ladder/")
 
 
 def misclassified() -> Figure:

@@ -102,15 +102,8 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     ),
     (
         "Single changes of Step 2",
-        "Parts of Step 2 taken out or replaced, and parts of Step 3 added, one at a time, on held-out training images. "
-        "The augmentation of this table includes a random boldness of the strokes, which Step 3 no longer has.",
+        "Parts of Step 2 taken out or replaced, one at a time, on held-out training images.",
         changes_of("step2"),
-        [effects_table],
-    ),
-    (
-        "Single changes of Step 3",
-        "Parts of Step 3 changed one at a time, and distillation added to it, on held-out training images.",
-        changes_of("step3"),
         [effects_table],
     ),
     (
@@ -153,9 +146,9 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
         [summary_table],
     ),
     (
-        "Candidates given up, and teachers",
-        "Candidates for the earlier Step 3 that were read on the test set and not chosen, and the teachers behind its "
-        "soft labels. They count among the readings of the test set.",
+        "Earlier candidates and teachers",
+        "What was published as Step 3 before, candidates for it that were read on the test set and not chosen, and the "
+        "teachers behind soft labels. They count among the readings of the test set.",
         groups("given_up", "teacher"),
         [summary_table],
     ),

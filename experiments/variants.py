@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.distillation import Distillation, soft_labels_of
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
 from tinymnist.deslant import Deslant
 from utils import Recipe, cross_entropy
@@ -78,15 +77,20 @@ class BigKernelNet(RegularizedNet):
         return self.conv5(x).flatten(1)
 
 
-class StridedNet(FinalNet):
-    """Step 3 with a convolution of stride 2 in place of the first convolution and its pooling: 7,994 parameters."""
+class OneViewNet(FinalNet):
+    """Step 3 that classifies one view of each image, in evaluation as in training."""
+
+    moves = ((0, 0, 0, 0),)
+
+
+class StridedNet(OneViewNet):
+    """One view, and a convolution of stride 2 for the first convolution and its pooling: 7,994 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.deslant(x)
+    def classify(self, x: Tensor) -> Tensor:
         x = F.relu_(self.norm1(self.conv1(x)))
         x = F.relu_(self.norm2(self.conv2(x)))
         x = F.relu_(self.norm3(self.pool(self.conv3(x))))
@@ -94,31 +98,8 @@ class StridedNet(FinalNet):
         return self.head(x.flatten(1))
 
 
-class FourViewNet(FinalNet):
-    """Step 3 that averages the logits of four views in evaluation: a pixel up, down, to the left, to the right.
-
-    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, average ten. Training
-    is the same to the bit.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.deslant(x)
-        if self.training:
-            return self.classify(x)
-        moves = (0, 0, -1, 1), (0, 0, 1, -1), (-1, 1, 0, 0), (1, -1, 0, 0)  # pixels added left, right, above, below
-        return self.classify(torch.cat([F.pad(x, move) for move in moves])).view(4, -1, 10).mean(0)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Logits (N, 10) of what the first layer returns."""
-        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu_(self.norm2(self.conv2(x)))
-        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu_(self.norm4(self.pool(self.conv4(x))))
-        return self.head(x.flatten(1))
-
-
-class Step2Body(FourViewNet):
-    """The net of Step 2 behind the first layer of Step 3, with four views."""
+class Step2Body(FinalNet):
+    """The net of Step 2 behind the first layer of Step 3, with its four views."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -169,8 +150,7 @@ def baseline() -> dict[str, Variant]:
 
 def changes() -> dict[str, Variant]:
     """Single changes to the steps, by name; "stepK" is the step unchanged, on the same footing."""
-    found = {f"step{number}": Variant("(none)", step.net, step.recipe) for number, step in STEPS.items()}
-    final = STEPS[3].recipe
+    found = {f"step{number}": Variant("(none)", STEPS[number].net, STEPS[number].recipe) for number in (1, 2)}
 
     def add(number: int, name: str, change: str, net: MakeNet | None = None, **fields: Any) -> None:
         base = found[f"step{number}"]
@@ -189,16 +169,6 @@ def changes() -> dict[str, Variant]:
         net = functools.partial(with_layers, RegularizedNet, drop=nn.Dropout(rate / 100))
         add(2, f"dropout-{rate}", f"dropout of {rate} % in place of 5 %", net)
     add(2, "big-kernel", "4x4 kernel for the fifth convolution and GAP", BigKernelNet)
-    add(2, "final-net", "the net of Step 3", FinalNet)
-    add(2, "deslant", "deslanting", lambda: nn.Sequential(Deslant(), RegularizedNet()))
-    add(2, "one-cycle", "one-cycle schedule to 0.1", schedule=final.schedule, max_lr=final.max_lr)
-    add(2, "average", "weight average", average=final.average)
-    add(2, "weight-decay", "weight decay", weight_decay=final.weight_decay)
-
-    def distilled(split: str) -> dict[str, Any]:
-        return {"loss": Distillation(soft_labels_of(split, final))}
-
-    found["step3-distillation"] = replace(found["step3"], change="distillation", base="step3", options=distilled)
     return found
 
 
@@ -217,17 +187,17 @@ def ladder() -> dict[str, Variant]:
         base = base or list(found)[-1]
         found[name] = Variant(change, net or found[base].net, replace(found[base].recipe, **fields), base)
 
-    whole = functools.partial(with_layers, FinalNet, deslant=nn.Identity())
+    whole = functools.partial(with_layers, OneViewNet, deslant=nn.Identity())
     add("one-cycle", "one-cycle schedule to 0.1", schedule="one_cycle", max_lr=0.1)
     add("average", "weight average of 0.998", average=0.998)
     add("augmentation", "affine augmentation", rotation=12.0, translation=0.05, scale=0.12, shear=8.0)
     add("net", "early pooling, padding, flattened 3x3 map", whole)
-    add("deslant", "deslanting", functools.partial(with_layers, FinalNet, deslant=Deslant()))
-    add("crop", "crop to 24x24 pixels", functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2)))
+    add("deslant", "deslanting", functools.partial(with_layers, OneViewNet, deslant=Deslant()))
+    add("crop", "crop to 24x24 pixels", OneViewNet)
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
     add("strided", "5x5 convolution of stride 2 for the first convolution and pooling", StridedNet)
-    add("four-views", "mean of the logits of four views, in evaluation", FourViewNet, base="batch-256")
+    add("four-views", "mean of the logits of four views, in evaluation", FinalNet, base="batch-256")
     return found
 
 
@@ -247,16 +217,15 @@ def taken_out() -> dict[str, Variant]:
         found[name] = Variant(change, net, replace(top.recipe, **fields), "four-views")
 
     constant: dict[str, Any] = {"schedule": "constant", "max_lr": 0.04}  # that of Step 2, for batches twice as large
-    one_view = functools.partial(with_layers, FinalNet, deslant=Deslant(crop=2))
     add("no-one-cycle", "constant rate of 0.04", **constant)
     add("no-average", "no weight average", average=0.0)
     add("no-augmentation", "no augmentation", rotation=0.0, translation=0.0, scale=0.0, shear=0.0)
     add("no-net", "the net of Step 2", Step2Body)
-    add("no-deslant", "no deslanting", functools.partial(with_layers, FourViewNet, deslant=nn.ZeroPad2d(-2)))
-    add("no-crop", "no crop", functools.partial(with_layers, FourViewNet, deslant=Deslant()))
+    add("no-deslant", "no deslanting", functools.partial(with_layers, FinalNet, deslant=nn.ZeroPad2d(-2)))
+    add("no-crop", "no crop", functools.partial(with_layers, FinalNet, deslant=Deslant()))
     add("no-weight-decay", "no weight decay", weight_decay=0.0)
     add("no-batch-256", "batches of 128 at half the rate", batch_size=128, max_lr=0.1, average=0.998)
-    add("unsettled", "constant rate of 0.04, no weight average, one view", one_view, average=0.0, **constant)
+    add("unsettled", "constant rate of 0.04, no weight average, one view", OneViewNet, average=0.0, **constant)
     return found
 
 

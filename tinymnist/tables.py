@@ -36,7 +36,7 @@ def run_summary(published: Sequence[Run], target: float) -> str:
         "lowest of the last five epochs, any run": f"{min(map(min, fives)):.2f} %",
         "best minus worst of the last five epochs": f"{statistics.mean(max(v) - min(v) for v in fives):.2f} points",
         "training images, final weights": f"{statistics.mean(train):.2f} %",
-        "gap between training and test images": f"{gap:.2f} points",
+        "gap between training and test accuracy": f"{gap:.2f} points",
         "test accuracy with half of the gap closed": f"{test + gap / 2:.2f} %",
     }
     return "\n".join(f"{name:43}{value}" for name, value in figures.items())
