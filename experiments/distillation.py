@@ -93,8 +93,9 @@ def soft_labels(teacher: nn.Module, images: Tensor, recipe: Recipe, temperature:
 
 
 def teacher_path(split: str) -> Path:
-    """Where the record of a split's teacher lies, and its weights beside it."""
-    return runs.RESULTS / "study" / "teacher" / "held-out" / f"seed_{list(HELD_OUT).index(split)}.json"
+    """Where the record of a split's teacher lies, and its weights beside it; for "test", that of all images."""
+    name, seed = ("all", 0) if split == "test" else ("held-out", list(HELD_OUT).index(split))
+    return runs.RESULTS / "study" / "teacher" / name / f"seed_{seed}.json"
 
 
 def soft_labels_of(split: str, recipe: Recipe) -> Tensor:
