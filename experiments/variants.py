@@ -213,8 +213,8 @@ def ladder() -> dict[str, Variant]:
     add("crop", "crop to 24x24 pixels", OneViewNet)
     add("weight-decay", "weight decay of 0.0005", weight_decay=5e-4)
     add("batch-256", "batches of 256 at twice the rate", batch_size=256, max_lr=0.2, average=0.996)
-    add("strided", "5x5 convolution of stride 2 for the first convolution and pooling", StridedNet)
-    add("four-views", "mean of the logits of four views, in evaluation", FinalNet, base="batch-256")
+    add("strided", "strided 5x5 convolution at the start", StridedNet)
+    add("four-views", "four views in evaluation", FinalNet, base="batch-256")
     return found
 
 
