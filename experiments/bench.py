@@ -142,6 +142,9 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     found = {
         "shipped": step("(none)"),
         "norm-first": step("pooling after BatchNorm and ReLU", net=NormFirstNet),
+        "batch-128": step(
+            "batches of 128 at half the rate", recipe=replace(CHANGES_RECIPE, batch_size=128, max_lr=0.1, average=0.998)
+        ),
         "no-crop": step("the whole 28x28 pixels", net=lambda: with_layers(FinalNet, deslant=Deslant())),
     }
     if device.type == "cuda":
