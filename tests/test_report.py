@@ -77,8 +77,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"classified with the final weights: {first['train_accuracy']:.2f} %",
         f"last 5 epochs: {min(runs.last_accuracies(first)):.2f} % to {max(runs.last_accuracies(first)):.2f} %, after "
         f"{sum(epoch['seconds'] for epoch in first['history']):.0f} s",
-        f"{seconds['stock-0']:.2f} s on two CPU cores with PIL images and a `DataLoader`, and "
-        f"{seconds['same-net']:.2f} s",
+        f"an epoch takes {seconds['final']:.2f} s, evaluation included. A typical net of this size takes "
+        f"{seconds['stock-0']:.2f} s there with PIL images and a `DataLoader`, and {seconds['same-net']:.2f} s in our",
         *(f"**Target: {step.target:.2f}" for step in STEPS.values()),
         f"has {linear.parameters.iloc[0]:,} parameters and reaches {linear['last'].mean():.2f}.",
         *(f"{mean[n]:.2f} on average. Receptive field: {fields[n]}." for n in (1, 2)),
