@@ -154,7 +154,7 @@ def test_what_the_text_says_in_words(frame, compared):
         assert row.test_loss_high < 0, name
     low = changes.loc["step1-gap"]
     assert low.last5_mean_low < 0 < low.last5_mean_high
-    last = frame.groupby("variant")["last"].mean()
+    last = frame[frame.group.isin(["steps", "baseline"])].groupby("variant")["last"].mean()
     assert (100 - last["linear"]) / (100 - last["step1"]) == pytest.approx(7, abs=0.5)
     prior = frame[frame.group == "prior"]
     assert (prior[prior.variant.str.endswith("earlier")].last5_min >= 99.4).sum() == 12
@@ -168,8 +168,8 @@ def test_what_the_text_says_in_words(frame, compared):
 
 
 def test_published_runs_are_complete_and_on_the_test_set(frame):
-    for number in STEPS:
-        published = runs.load_runs(f"step{number}", 20)
+    for number, count in {1: 5, 2: 5, 3: 20}.items():
+        published = runs.load_runs(f"step{number}", count)
         assert published == runs.load_runs(f"step{number}")  # none is left out
         assert len({run["commit"] for run in published}) == 1
         for run in published:
