@@ -39,7 +39,7 @@ def test_a_seed_gives_the_same_pictures_and_another_seed_others():
 
 
 def test_the_record_reaches_the_targets():
-    """At least 95 % right over all styles, 85 % in each, and at most 3 in 1,000 wrong and surer than 90 % (2 are the aim)."""
+    """At least 95 % right over all styles, 85 % in each, at most 3 in 1,000 wrong at more than 90 % (2 are the aim)."""
     record = json.loads((RESULTS / "photos.json").read_text())
     styles = record["styles"]
     assert list(styles) == list(photos.STYLES)
