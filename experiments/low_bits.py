@@ -127,7 +127,7 @@ class LowBitNet(FinalNet):
         halves = torch.from_numpy(np.frombuffer(data[split:], "<f2").astype(np.float32)).split(sizes)
         for weight, own in zip(weights, whole.split([w.numel() for w in weights]), strict=True):
             weight.copy_(own.view_as(weight))
-        self.head.weight *= halves[-1]
+        self.head.weight *= halves[-1].item()
         self.head.bias.copy_(halves[-2])
         for (_, norm), factor, offset in zip(self._layers(), halves[0:8:2], halves[1:8:2], strict=True):
             norm.weight.copy_(factor * (1 + norm.eps) ** 0.5)

@@ -92,7 +92,8 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     (
         "Parts taken out",
         "The top of the ladder without one of its parts, or without all that make the weights settle; the rule stands "
-        "in `experiments/variants.py`, `taken_out`.",
+        "in `experiments/variants.py`, `taken_out`. Twenty-four pairs of nine lines are planned, and the table holds "
+        "those that are finished.",
         group_and_base("taken_out", "ladder", "four-views"),
         [effects_table],
     ),

@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments import distillation
 from experiments.distillation import Distillation, TeacherNet, soft_labels, soft_labels_of, teacher_path
+from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist import runs
 from tinymnist.data import HELD_OUT
@@ -107,7 +108,9 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     teacher = TeacherNet()
     teacher.load_state_dict(torch.load(teacher_path("validation-0").with_suffix(".pt"), weights_only=True))
     expected = soft_labels(copy.deepcopy(teacher), drawn.train_images, short.recipe)
-    assert torch.equal(soft_labels_of("validation-0", short.recipe), expected)
+    options = GROUPS["candidates"].variants()["nine-views-taught"].options("validation-0")
+    assert torch.equal(options["loss"].soft, expected)
+    assert (options["loss"].share, options["loss"].temperature) == (0.5, 2.0)
 
 
 def test_wrong_arguments_are_one_line(capsys):
