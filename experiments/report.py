@@ -91,17 +91,21 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     ),
     (
         "Parts taken out",
-        "The top of the ladder without one of its parts, or without all that make the weights settle; the rule stands "
-        "in `experiments/variants.py`, `taken_out`. Twenty-four pairs of nine lines are planned, and the table holds "
-        "those that are finished.",
+        "What the ladder leaves open, taken out of its top; the rule stands in `experiments/variants.py`, `taken_out`.",
         group_and_base("taken_out", "ladder", "four-views"),
+        [effects_table],
+    ),
+    (
+        "Step 3 without one of its parts",
+        "Step 3 as published without one of its parts, or without all that make the weights settle, trained on a GPU.",
+        groups("parts"),
         [effects_table],
     ),
     (
         "Candidates for the records",
         "Smaller nets, fewer epochs and fewer bits, with nine views in evaluation, against Step 3 on the same held-out "
         "images; the rule that chooses stands in `experiments/variants.py`, `candidates`.",
-        group_and_base("candidates", "taken_out", "no-weight-decay"),
+        group_and_base("candidates", "parts", "final"),
         [effects_table],
     ),
     (

@@ -1,8 +1,6 @@
 """Distillation: the loss, the soft labels, and the teachers that give them."""
 
 import copy
-import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiments import distillation
-from experiments.distillation import Distillation, TeacherNet, soft_labels, soft_labels_of, teacher_path
+from experiments.distillation import Distillation, TeacherNet, labels_path, soft_labels, soft_labels_of, teacher_path
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist import runs
@@ -83,27 +81,23 @@ def test_soft_labels_average_over_augmented_copies(drawn):
 
 
 def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, monkeypatch, drawn, in_this_process):
-    there = teacher_path("validation").parent
     short, trained = replace(STEPS[3], recipe=replace(STEPS[3].recipe, epochs=1)), in_this_process.jobs
     monkeypatch.setitem(STEPS, 3, short)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(distillation, "load_mnist", lambda: None)
     monkeypatch.setattr(distillation, "load_split", lambda split: drawn)
     monkeypatch.setattr(distillation, "in_processes", in_this_process)
-    with pytest.raises(FileNotFoundError, match=r"no teacher .*python -m experiments\.distillation trains it"):
-        soft_labels_of("validation", short.recipe)
-    record = json.loads((there / "seed_2.json").read_text())
-    for split in list(HELD_OUT)[1:]:
-        teacher_path(split).parent.mkdir(parents=True, exist_ok=True)
-        teacher_path(split).write_text(json.dumps(record | {"split": split}))
-        shutil.copy(there / "seed_2.pt", teacher_path(split).with_suffix(".pt"))
-    teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(OSError, match=r"no weights of TeacherNet in .*seed_1\.pt \(.*not a zip file\)"):
-        soft_labels_of("validation-0", short.recipe)
+    with pytest.raises(FileNotFoundError, match=r"no soft labels .*python -m experiments\.distillation makes them"):
+        soft_labels_of("validation")
     assert distillation.main([]) == 0
-    assert trained == ["validation", "validation-0"]
-    teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 43_930}) for split in trained]
-    assert [teacher["seed"] for teacher in teachers] == [0, 1]
+    assert trained == [(split, "cpu") for split in [*HELD_OUT, "test"]]
+    teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    labels_path("test").unlink()
+    trained.clear()
+    assert distillation.main([]) == 0
+    assert trained == [("validation-0", "cpu"), ("test", "cpu")]
+    teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 196_778}) for split, _ in trained]
+    assert [teacher["seed"] for teacher in teachers] == [1, 6]
 
     teacher = TeacherNet()
     teacher.load_state_dict(torch.load(teacher_path("validation-0").with_suffix(".pt"), weights_only=True))

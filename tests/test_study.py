@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from experiments import study, variants
-from experiments.variants import GROUPS, PRIOR_NETS, Group, Plateau, Variant, prior_net, stepped
+from experiments.variants import GROUPS, PRIOR_NETS, Group, OneViewNet, Plateau, Variant, prior_net, stepped
 from model import STEPS, SetupNet
 from tinymnist import runs
 from tinymnist.data import HELD_OUT
@@ -78,7 +78,13 @@ def test_what_the_variants_of_each_group_are_compared_with():
     for name, variant in taken_out.items():
         assert variant.base == "four-views"
         assert name not in ladder
-        assert (variant.net is top.net) == (variant.recipe != top.recipe) or name == "unsettled"
+        assert variant.net is top.net
+    step, *without = GROUPS["parts"].variants().values()
+    assert (step.net, step.recipe, step.base) == (STEPS[3].net, STEPS[3].recipe, "")
+    for variant in without:
+        assert variant.base == "final"
+        both = variant.net is OneViewNet and variant.recipe.average == 0.0
+        assert ((variant.net is step.net) == (variant.recipe != step.recipe)) != both
     for name in PRIOR_NETS:
         published, ours = prior[f"{name}-published"], prior[f"{name}-ours"]
         assert (ours.base, ours.recipe) == (f"{name}-published", STEPS[3].recipe)
