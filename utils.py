@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tinymnist.augmentation import affine, augment, normalize, random_affine
 from tinymnist.average import WeightAverage
-from tinymnist.cuda_graph import GraphedNet
+from tinymnist.cuda_graph import GraphedAugment, GraphedNet
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
 from tinymnist.figures import plot_augmentation, plot_digits, plot_effects, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
@@ -203,7 +203,7 @@ def fit(
         seed: of shuffling, augmentation and dropout; PyTorch's global generators are seeded with it.
         device: where everything runs.
         progress: show a bar (stderr) and print one line per epoch (stdout).
-        graph: on a CUDA device, replay forward and backward pass as CUDA graphs (`GraphedNet`).
+        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`).
         make_optimizer: makes the optimizer from the model and the recipe.
         rate: the learning rate from the recipe, the 0-based step and the number of steps of the whole run.
         augment: makes a training batch, float (B, 1, 28, 28), from uint8 (B, 28, 28), the recipe and a generator.
@@ -234,7 +234,13 @@ def fit(
         tqdm(total=steps, desc=f"seed {seed}", unit="step", mininterval=0.5, disable=not progress) as bar,
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
-        trained = GraphedNet(model, normalize(train_images[: recipe.batch_size])) if graph else model
+        trained = model
+        if graph:
+            example = train_images[: recipe.batch_size]
+            trained, augment = (
+                GraphedNet(model, normalize(example)),
+                GraphedAugment(augment, example, recipe, generator),
+            )
 
         def after_step(step: int) -> None:
             if average:

@@ -125,7 +125,7 @@ def train_teacher(job: tuple[str, str], _: None) -> runs.Run:
     path, digits, recipe = teacher_path(split), load_split(split), STEPS[3].recipe
     facts: runs.Run = {"group": "teacher", "variant": "wide", "base": "", "change": "teacher, 196,778 parameters"}
     facts |= {"seed": SPLITS.index(split), "data": "mnist", "split": split}
-    run = train_run(path, TeacherNet, recipe, digits, facts, device)
+    run = train_run(path, TeacherNet, recipe, digits, facts, device, graph=torch.device(device).type == "cuda")
     if "failed" not in run:
         runs.load_weights(teacher := TeacherNet(), path.with_suffix(".pt"))
         soft = soft_labels(teacher.to(device), digits.train_images.to(device), recipe)

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # the imports below take seconds
 
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
@@ -59,7 +60,7 @@ def run_job(job: Job, device: str) -> runs.Run:
     variant, split = GROUPS[group].variants()[name], split_of(group, seed)
     facts: runs.Run = {"group": group, "variant": name, "base": variant.base, "change": variant.change}
     facts |= {"seed": seed, "data": "mnist", "split": split}
-    options = variant.options(split)
+    options = {"graph": torch.device(device).type == "cuda", **variant.options(split)}
     return train_run(
         record_path(*job), variant.net, variant.recipe, load_split(split), facts, device, weights=False, **options
     )

@@ -3,6 +3,7 @@
 Where there is no CUDA device, a stand-in for the capture checks on the CPU what is done around it.
 """
 
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from model import STEPS, FinalNet, RegularizedNet
-from tinymnist.cuda_graph import GraphedNet
-from utils import Recipe, evaluate, fit, normalize, sgd, train_epoch
+from tinymnist.cuda_graph import GraphedAugment, GraphedNet
+from utils import Recipe, augment, evaluate, fit, normalize, sgd, train_epoch
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -100,3 +101,27 @@ def test_only_whole_batches_are_replayed_and_the_net_itself_is_trained(drawn, re
     assert results[:4] == results[4:]
     assert all(map(torch.equal, *states))
     assert replayed == [128] * 4 * 2  # of 600 images: four whole batches and one of 88; none of the evaluation
+
+
+def test_capturing_an_augmentation_draws_no_random_numbers_and_other_sizes_are_augmented_as_usual(drawn, monkeypatch):
+    """A replay does nothing here, so that a whole batch is the captured one."""
+
+    class Graph:
+        registered = None
+
+        def register_generator_state(self, generator):
+            self.registered = generator
+
+        def replay(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    recipe, images, generators = STEPS[3].recipe, drawn.train_images, [torch.Generator().manual_seed(5) for _ in "12"]
+    graphed = GraphedAugment(augment, images[:64], recipe, generators[0])
+    assert graphed.graph.registered is generators[0]
+    assert torch.equal(*(generator.get_state() for generator in generators))
+    few = [function(images[:20], recipe, g) for function, g in zip((graphed, augment), generators, strict=True)]
+    assert torch.equal(*few)
+    assert graphed(images[64:128], recipe, generators[0]) is graphed.batch
+    assert torch.equal(graphed.images, images[64:128])

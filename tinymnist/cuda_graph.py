@@ -1,17 +1,26 @@
-"""Forward and backward pass as CUDA graphs, for nets whose kernels are too small to keep a GPU busy."""
+"""Augmentation, forward and backward pass as CUDA graphs, for nets whose kernels are too small to keep a GPU busy.
+
+A graph is captured on batches of one size. A batch of another size, such as the last of an epoch, goes the usual way.
+See Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from tinymnist.recipe import Recipe
+
+Augment = Callable[[Tensor, Recipe, torch.Generator | None], Tensor]
+
 
 class GraphedNet(nn.Module):
-    """A net whose training passes on batches of one shape are replayed as CUDA graphs.
+    """A net whose training passes on batches of one shape are replayed; evaluation goes through the net as usual.
 
-    The capture is `torch.cuda.make_graphed_callables` (Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021).
-    Its warm-up passes change BatchNorm's statistics and the state of the random generator; both are restored.
-    A batch of another shape, such as the last of an epoch, goes through the net as usual, and so does evaluation.
+    The warm-up passes of the capture change BatchNorm's statistics and the state of the random generator; both are
+    restored.
 
     Args:
         net: on a CUDA device; it shares its parameters and buffers with this module.
@@ -32,3 +41,30 @@ class GraphedNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float (B, 1, 28, 28) to logits (B, 10)."""
         return self.graphed(x) if self.training and x.shape == self.shape else self.net(x)
+
+
+class GraphedAugment:
+    """An augmentation that is replayed on batches of one shape, with the random numbers that it would draw itself.
+
+    Args:
+        augment: see `utils.fit`; it must not copy from the CPU, nor wait for the GPU.
+        images: uint8 (B, 28, 28) on a CUDA device, an example of the batches to come.
+        recipe, generator: what it will be called with, always the same.
+    """
+
+    def __init__(self, augment: Augment, images: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
+        self.augment, self.images, state = augment, images.clone(), generator.get_state()
+        augment(self.images, recipe, generator)  # what libraries make on a first call is not captured
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.batch = augment(self.images, recipe, generator)
+        generator.set_state(state)
+
+    def __call__(self, images: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
+        """uint8 (B, 28, 28) to float (B, 1, 28, 28), which the next call overwrites."""
+        if images.shape != self.images.shape:
+            return self.augment(images, recipe, generator)
+        self.images.copy_(images)
+        self.graph.replay()
+        return self.batch
