@@ -61,9 +61,8 @@ def run_job(job: Job, device: str) -> runs.Run:
     facts: runs.Run = {"group": group, "variant": name, "base": variant.base, "change": variant.change}
     facts |= {"seed": seed, "data": "mnist", "split": split}
     options = {"graph": torch.device(device).type == "cuda", **variant.options(split)}
-    return train_run(
-        record_path(*job), variant.net, variant.recipe, load_split(split), facts, device, weights=False, **options
-    )
+    path, weights = record_path(*job), GROUPS[group].weights
+    return train_run(path, variant.net, variant.recipe, load_split(split), facts, device, weights=weights, **options)
 
 
 def main(arguments: list[str] | None = None) -> int:
