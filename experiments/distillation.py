@@ -1,6 +1,7 @@
 """Knowledge distillation: a net learns from the probabilities that a wider one, the teacher, gives to the images.
 
-python -m experiments.distillation --device cuda     train the teachers that are missing, one per split
+    python -m experiments.distillation --device cuda     train the teachers that are missing, one per split
+    python -m experiments.distillation test              only the one of all 60,000 training images
 
 Each writes its soft labels beside its record. They are not part of the repository: 2 MB per split, which a GPU makes
 in a minute, and one core of a CPU in an hour.
@@ -137,14 +138,17 @@ def train_teacher(job: tuple[str, str], _: None) -> runs.Run:
 def main(arguments: list[str] | None = None) -> int:
     """Train the teachers that are missing, or whose soft labels are."""
     command = OneLineParser("distillation.py", __doc__)
+    command.add_argument("splits", nargs="*", metavar="SPLIT", help=f"some of {', '.join(SPLITS)} (default: all)")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
+    if unknown := set(options.splits) - set(SPLITS):
+        command.error(f"no split {', '.join(sorted(unknown))}: choose from {', '.join(SPLITS)}")
     try:
         device = pick_device(options.device)
         load_mnist()
         missing = [
             (split, str(device))
-            for split in SPLITS
+            for split in options.splits or SPLITS
             if not (labels_path(split).exists() and runs.read_run(teacher_path(split), {"split": split}))
         ]
         made = in_processes(train_teacher, missing, None, processes_at_once(device))

@@ -1,7 +1,7 @@
 """The study: short trainings that differ in one thing, each over several random seeds.
 
     python -m experiments.study                       everything that is missing
-    python -m experiments.study ladder changes/step2  only runs whose GROUP/VARIANT contains one of these
+    python -m experiments.study ladder changes/step2  only runs whose GROUP/VARIANT/ contains one of these
     python -m experiments.study --seeds 8             no more than the first 8 random seeds of each variant
     python -m experiments.study --device cuda         on a GPU; the default is the CPU
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         the exit code: 0; 1 if a training came to nothing; 2 for bad input; 130 if interrupted.
     """
     command = OneLineParser("study.py", __doc__)
-    command.add_argument("names", nargs="*", metavar="NAME", help="run only what has one of these in GROUP/VARIANT")
+    command.add_argument("names", nargs="*", metavar="NAME", help="run only what has one of these in GROUP/VARIANT/")
     command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only random seeds 0 to N-1")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         load_mnist()
         jobs = all_jobs(options.seeds)
         if options.names:
-            jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}" for name in options.names)]
+            jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}/" for name in options.names)]
         if not jobs:
             raise ValueError(f"no variant has {' or '.join(options.names)} in its name: see experiments/variants.py")
         with runs.claimed(runs.RESULTS / "study"):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
+from experiments.low_bits import LowBitNet
+from experiments.variants import GROUPS, taught
 from model import STEPS
 from tinymnist import runs
 from tinymnist.augmentation import STD
@@ -84,8 +88,8 @@ def effects(frame: pd.DataFrame) -> pd.DataFrame:
         for name, scale in (("last5_mean", 1), ("last5_min", 1), ("test_loss", 1000)):
             compared = paired(scale * (pairs[name] - pairs[f"{name}_base"]), pairs.split)
             row |= {f"{name}_{key}".rstrip("_"): value for key, value in compared.items()}
-        together = pairs[pairs.commit == pairs.commit_base]  # of other commits may be from another machine
-        rows.append(row | {"time": (together.seconds / together.seconds_base).median()})
+        alone = (pairs.commit == pairs.commit_base) & (pairs.device == "cpu")  # one machine, and no GPU that is shared
+        rows.append(row | {"time": (pairs.seconds / pairs.seconds_base)[alone].median()})
     found = pd.DataFrame(rows)
     return found.assign(p_mean=holm(found.last5_mean_p), p_lowest=holm(found.last5_min_p)).round(5) if rows else found
 
@@ -133,6 +137,67 @@ def steps_table(frame: pd.DataFrame) -> str:
     return markdown(rows)
 
 
+def entries(frame: pd.DataFrame) -> pd.DataFrame:
+    """The entries for the records, a row each, and what each of them holds by the rules of `variants.records`.
+
+    `mean` and `sd` are those of the last epoch, `lowest` is the lowest of all last five epochs, `held` how many runs
+    reach 99.40 in each of them. `bytes` are those of all numbers that evaluation needs. `seconds` is a run's median on
+    one thread of a CPU; on a GPU several runs shared it.
+    """
+    rows, variants = [], GROUPS["records"].variants()
+    for name, own in frame[frame.group == "records"].groupby("variant", sort=False):
+        net, processor = variants[str(name)].net(), (own.device == "cpu").all()
+        row = {"name": name, "net": own.change.iloc[0], "parameters": own.parameters.iloc[0]}
+        row |= {"bytes": stored_bytes(net), "epochs": own.epochs.iloc[0], "seeds": len(own)}
+        row |= {"mean": own["last"].mean(), "sd": own["last"].std(), "lowest": own.last5_min.min()}
+        row |= {"held": int((own.last5_min >= TARGET).sum())}
+        row |= {"seconds": own.seconds.median() if processor else np.nan}
+        row |= {"teacher": "yes" if variants[str(name)].options is taught else "no", "hardware": own.hardware.iloc[0]}
+        rows.append(row | {"commit": own.commit.iloc[0]})
+    found = pd.DataFrame(rows).round({"mean": 4, "sd": 4, "seconds": 1})
+    holds: dict[str, list[str]] = {name: [] for name in found.name}
+    whole, held = found.seeds == GROUPS["records"].seeds, found.held == found.seeds
+    rules = {
+        "smallest": (found.parameters, held),
+        "shortest": (found.epochs, held),
+        "most accurate": (-found["mean"], whole),
+        "fewest bytes": (found.bytes, found["mean"] >= 99.5),
+    }
+    for record, (minimized, reached) in rules.items():
+        alone, helped = (minimized[whole & reached & (found.teacher == word)] for word in ("no", "yes"))
+        if len(alone):
+            holds[found.name[alone.idxmin()]].append(record)
+        if len(helped) and not helped.min() >= alone.min():  # a teacher has to be worth it
+            holds[found.name[helped.idxmin()]].append(f"{record} with a teacher")
+    return found.assign(holds=[", ".join(holds[name]) for name in found.name]).sort_values("parameters", kind="stable")
+
+
+def stored_bytes(net: torch.nn.Module) -> int:
+    """The bytes of all numbers that a net needs to classify: as packed, or its parameters and statistics in float32."""
+    if isinstance(net, LowBitNet):
+        return len(net.pack())
+    return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values() if tensor.dim())
+
+
+def entries_table(frame: pd.DataFrame) -> str:
+    """`entries` for reading, and how long a whole run of Step 3 takes beside the usual pipeline."""
+    rows: list[dict[str, object]] = []
+    for entry in entries(frame).to_dict("records"):
+        row = {"entry": entry["net"], "parameters": f"{entry['parameters']:,}", "bytes": f"{entry['bytes']:,}"}
+        row |= {"epochs": entry["epochs"], "last epoch": f"{entry['mean']:.3f} ± {entry['sd']:.3f}"}
+        row |= {"lowest": f"{entry['lowest']:.2f}", "99.40 held": f"{entry['held']} of {entry['seeds']}"}
+        row |= {"seconds": "" if np.isnan(entry["seconds"]) else f"{entry['seconds']:.0f}"}
+        rows.append(row | {"holds": entry["holds"]})
+    pipelines, seeds = runs.load_bench("pipelines"), runs.load_bench("seeds")
+    usual = np.median([np.mean(run["seconds"]) for run in pipelines["contenders"]["stock-0"]["runs"]])
+    whole, epochs = np.mean(seeds["single"]), STEPS[3].recipe.epochs
+    return (
+        f"{markdown(rows)}\n\n*Fastest*: on two CPU cores a whole run of Step 3 takes {whole:.0f} s, from the start of "
+        f"the program to its end; {epochs} epochs of the usual pipeline take {epochs * usual:.0f} s, "
+        f"{epochs * usual / whole:.1f} times as long."
+    )
+
+
 def setting(frame: pd.DataFrame) -> str:
     """Where some runs were made."""
     count = f"{len(frame):,} runs" if len(frame) > 1 else "1 run"
@@ -142,7 +207,7 @@ def setting(frame: pd.DataFrame) -> str:
 
 
 def speed() -> str:
-    """What the benchmark measured on the CPU.
+    """What the benchmark measured on the CPU, the time of a run on a GPU, and what the number of threads changes.
 
     Raises:
         FileNotFoundError: it was not measured.
@@ -160,7 +225,32 @@ def speed() -> str:
             speed_table(changes["contenders"]),
             f"{count} random seeds of Step 3 with `--seeds {count}` take {seeds['together']:.0f} s, start included; "
             f"one run by itself, on all threads, {single:.0f} s.",
+            gpu_speed(),
+            other_threads(),
         ]
+    )
+
+
+def gpu_speed() -> str:
+    """How long a run of Step 3 takes on a GPU."""
+    [plain], [graphed] = (runs.load_runs(f"study/gpu/{name}") for name in ("plain", "graphs"))
+    seconds = [sum(epoch["seconds"] for epoch in run["history"]) for run in (plain, graphed)]
+    same = "the same bits" if plain["weights_sha256"] == graphed["weights_sha256"] else "other bits"
+    return (
+        f"On an {plain['hardware']}, with PyTorch {plain['torch_version']}, the 15 epochs of one run of Step 3 take "
+        f"{seconds[0]:.0f} s; with CUDA graphs (`--graph`) they take {seconds[1]:.0f} s and give {same}."
+    )
+
+
+def other_threads() -> str:
+    """How far another number of threads moves a run, measured on an earlier Step 3, and how far apart seeds are."""
+    one, two = (runs.load_runs(f"study/given_up/{name}") for name in ("plain", "plain-two-threads"))
+    last = [[accuracy(run["history"][-1]) for run in group] for group in (one, two, runs.load_runs("step3"))]
+    moved = np.mean(np.abs(np.subtract(last[0], last[1])))
+    apart = np.mean([abs(a - b) for a, b in itertools.combinations(last[2], 2)])
+    return (
+        f"On two threads in place of one, {len(one)} random seeds of an earlier Step 3 end {moved:.3f} points away on "
+        f"average, up or down; two random seeds of Step 3 are {apart:.3f} points apart."
     )
 
 

@@ -158,7 +158,8 @@ def test_a_run_says_what_was_varied_and_is_not_run_again(tmp_path, monkeypatch, 
     assert jobs == []
     for path in paths:
         path.unlink()
-    assert study.main(["tiny/slow", "--seeds", "1"]) == 0
+    assert study.main(["tiny/slo/"]) == 2
+    assert study.main(["tiny/slow/", "--seeds", "1"]) == 0
     assert jobs == [("tiny", "slow", 0)]
 
 

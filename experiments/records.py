@@ -1,0 +1,45 @@
+"""The records: the smallest, the shortest, the most accurate and the most compact net, from twenty random seeds each.
+
+    python -m experiments.records                       train what is missing of every entry, and write the report
+    python -m experiments.records 4-bits --seeds 3      of one entry, from random seeds 0 to 2
+    python -m experiments.records --device cuda         on a GPU; the default is the CPU
+
+`experiments/variants.py` has the entries and the rules, `records`; `results/records.csv` has what came out. An entry
+with a teacher needs its soft labels first: python -m experiments.distillation test
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # the imports below take seconds
+    from tinymnist.cli import stop_at_once
+
+    stop_at_once("records.py")
+
+from experiments import report, study
+from experiments.variants import GROUPS
+from tinymnist.cli import OneLineParser, run_program, whole_number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing, then write the report.
+
+    Returns:
+        the exit code: 0; 1 if a training came to nothing or the report lacks a file; 2 for bad input; 130 if
+        interrupted.
+    """
+    command, entries = OneLineParser("records.py", __doc__), list(GROUPS["records"].variants())
+    command.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(entries)} (default: all)")
+    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only random seeds 0 to N-1")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
+    options = command.parse_args(arguments)
+    if unknown := set(options.names) - set(entries):
+        command.error(f"no entry {', '.join(sorted(unknown))}: choose from {', '.join(entries)}")
+    for name in options.names or [""]:
+        seeds = ["--seeds", str(options.seeds)] if options.seeds else []
+        if code := study.main([f"records/{name}/" if name else "records/", *seeds, "--device", options.device]):
+            return code
+    return report.main([])
+
+
+if __name__ == "__main__":
+    run_program("records.py", main)
