@@ -106,8 +106,9 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     ),
     (
         "Candidates for the records",
-        "Smaller nets, fewer epochs and fewer bits, with nine views in evaluation, against Step 3 on the same held-out "
-        "images; the rule that chooses stands in `experiments/variants.py`, `candidates`.",
+        "Smaller nets, fewer epochs and fewer bits, with nine views in evaluation where nothing else is said, against "
+        "Step 3 on the same held-out images. Two or three pairs each are leads, from which the entries below were "
+        "chosen; the code is that of the commits in `runs.csv`.",
         group_and_base("candidates", "parts", "final"),
         [effects_table],
     ),

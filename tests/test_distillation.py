@@ -102,7 +102,7 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     teacher = TeacherNet()
     teacher.load_state_dict(torch.load(teacher_path("validation-0").with_suffix(".pt"), weights_only=True))
     expected = soft_labels(copy.deepcopy(teacher), drawn.train_images, short.recipe)
-    options = GROUPS["candidates"].variants()["nine-views-taught"].options("validation-0")
+    options = GROUPS["records"].variants()["6-12-12-13-taught"].options("validation-0")
     assert torch.equal(options["loss"].soft, expected)
     assert (options["loss"].share, options["loss"].temperature) == (0.5, 2.0)
 
