@@ -22,22 +22,32 @@ finally:
     sys.modules.update(_others)
 
 
-def tiny_mnist(pretrained: bool = True, seed: int = 0) -> _FinalNet:
-    """The final net: float32 images (N, 1, 28, 28), uint8 / 255 / 0.3081 with background 0, to logits (N, 10).
+_NINE_VIEWS = tuple((x, -x, y, -y) for x in (-1, 0, 1) for y in (-1, 0, 1))
+_NETS = {"final": ((8, 16, 16, 18), "step3"), "smallest": ((6, 11, 11, 11), "study/records/6-11-11-11-taught")}
+
+
+def tiny_mnist(pretrained: bool = True, seed: int = 0, net: str = "final") -> _FinalNet:
+    """A published net: float32 images (N, 1, 28, 28), uint8 / 255 / 0.3081 with background 0, to logits (N, 10).
 
     Args:
         pretrained: with the published weights and in evaluation mode, or as it is before training.
         seed: the published run, by its random seed.
+        net: "final", that of Step 3, or "smallest", 3,904 parameters and nine views.
 
     Raises:
-        ValueError: no weights are published for that random seed.
+        ValueError: no weights are published for that random seed, or there is no such net.
         OSError: the weights are missing, or their SHA-256 sum is not that of their record.
     """
-    net, folder = _FinalNet(), _RESULTS / "step3"
+    if net not in _NETS:
+        raise ValueError(f"no net {net!r}: use {' or '.join(_NETS)}")
+    channels, folder = _NETS[net][0], _RESULTS / _NETS[net][1]
+    found = _FinalNet(channels)
+    if net == "smallest":
+        found.moves = _NINE_VIEWS
     if not pretrained:
-        return net
+        return found
     seeds = sorted(int(path.stem.removeprefix("seed_")) for path in folder.glob("seed_*.json"))
     if seed not in seeds:
         raise ValueError(f"no published weights of random seed {seed!r}: use {seeds[0]} to {seeds[-1]}")
-    _load_weights(net, folder / f"seed_{seed}.pt")
-    return net.eval()
+    _load_weights(found, folder / f"seed_{seed}.pt")
+    return found.eval()

@@ -203,7 +203,8 @@ def fit(
         seed: of shuffling, augmentation and dropout; PyTorch's global generators are seeded with it.
         device: where everything runs.
         progress: show a bar (stderr) and print one line per epoch (stdout).
-        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`).
+        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`); an `augment`
+            of your own must then neither copy from the CPU nor wait for the GPU.
         make_optimizer: makes the optimizer from the model and the recipe.
         rate: the learning rate from the recipe, the 0-based step and the number of steps of the whole run.
         augment: makes a training batch, float (B, 1, 28, 28), from uint8 (B, 28, 28), the recipe and a generator.
@@ -233,14 +234,13 @@ def fit(
     with (
         tqdm(total=steps, desc=f"seed {seed}", unit="step", mininterval=0.5, disable=not progress) as bar,
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        torch.cuda.device(device if graph else -1),  # a graph belongs to the current device; -1 changes nothing
     ):
         trained = model
         if graph:
             example = train_images[: recipe.batch_size]
-            trained, augment = (
-                GraphedNet(model, normalize(example)),
-                GraphedAugment(augment, example, recipe, generator),
-            )
+            trained = GraphedNet(model, normalize(example))
+            augment = GraphedAugment(augment, example, recipe, generator)
 
         def after_step(step: int) -> None:
             if average:

@@ -1,10 +1,11 @@
 """Knowledge distillation: a net learns from the probabilities that a wider one, the teacher, gives to the images.
 
-    python -m experiments.distillation --device cuda     train the teachers that are missing, one per split
-    python -m experiments.distillation test              only the one of all 60,000 training images
+    python -m experiments.distillation                       the teacher of all 60,000 training images
+    python -m experiments.distillation validation-2          one that has not seen the images of a held-out sixth
+    python -m experiments.distillation --device cuda test    on a GPU; the default is the CPU
 
-Each writes its soft labels beside its record. They are not part of the repository: 2 MB per split, which a GPU makes
-in a minute, and one core of a CPU in an hour.
+A teacher that is missing is trained, and writes its soft labels beside its record. Those of all training images are
+part of the repository, their teacher's weights are not.
 """
 
 from __future__ import annotations
@@ -113,11 +114,17 @@ def soft_labels_of(split: str) -> Tensor:
     """The soft labels of a split's training images, float32 (N, 10), as its teacher wrote them.
 
     Raises:
-        FileNotFoundError: they are not there; the message says how to make them.
+        OSError: they are not there, or damaged; the message says how to make them.
     """
     if not (path := labels_path(split)).exists():
-        raise FileNotFoundError(f"no soft labels {path}: python -m experiments.distillation makes them")
-    return torch.load(path, weights_only=True)
+        raise FileNotFoundError(f"no soft labels {path}: python -m experiments.distillation {split} makes them")
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise OSError(
+            f"no soft labels in {path} ({reason}): restore the file, or delete it and make it again"
+        ) from error
 
 
 def train_teacher(job: tuple[str, str], _: None) -> runs.Run:
@@ -138,7 +145,7 @@ def train_teacher(job: tuple[str, str], _: None) -> runs.Run:
 def main(arguments: list[str] | None = None) -> int:
     """Train the teachers that are missing, or whose soft labels are."""
     command = OneLineParser("distillation.py", __doc__)
-    command.add_argument("splits", nargs="*", metavar="SPLIT", help=f"some of {', '.join(SPLITS)} (default: all)")
+    command.add_argument("splits", nargs="*", metavar="SPLIT", help=f"some of {', '.join(SPLITS)} (default: test)")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
     if unknown := set(options.splits) - set(SPLITS):
@@ -148,8 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
         load_mnist()
         missing = [
             (split, str(device))
-            for split in options.splits or SPLITS
-            if not (labels_path(split).exists() and runs.read_run(teacher_path(split), {"split": split}))
+            for split in options.splits or ["test"]
+            if not (labels_path(split).exists() and runs.read_run(teacher_path(split), {"split": split}, weights=False))
         ]
         made = in_processes(train_teacher, missing, None, processes_at_once(device))
         return int(any([command.failure(run) for run in made]))

@@ -16,7 +16,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.tables import TARGET, read_runs
-from experiments.variants import GROUPS
 from model import STEPS
 from tinymnist import runs
 from tinymnist.figures import plot_digits, plot_effects
@@ -44,12 +43,12 @@ def learning_curves() -> Figure:
 
 def accuracy_over_parameters() -> Figure:
     """Each run's lowest accuracy of the last five epochs, mean and range, over the parameters of its net."""
-    frame, entry = read_runs(), [variant for variant in GROUPS["records"].variants() if "-taught" in variant]
-    recipe, whole = frame.variant.str.rpartition("-")[2], (frame.epochs == STEPS[3].recipe.epochs)
-    sized = (frame.group == "records") & whole & frame.variant.str.fullmatch(r"final|[\d-]+(-taught)?")
+    frame = read_runs()
+    recipe, taught = frame.variant.str.rpartition("-")[2], frame.variant.str.endswith("-taught")
+    sized = (frame.group == "records") & frame.variant.str.fullmatch(r"final|\d+-\d+-\d+-\d+(-taught)?")
     series = {
-        ("Step 3's net at several sizes (20 runs each)", "tab:blue", "o"): sized & ~frame.variant.isin(entry),
-        ("the same with a teacher (20 runs each)", "tab:cyan", "o"): sized & frame.variant.isin(entry),
+        ("Step 3's net at several sizes (20 runs)", "tab:blue", "o"): sized & ~taught,
+        ("the same with a teacher (20, drawn beside it)", "tab:cyan", "o"): sized & taught,
         ("the same with an earlier recipe and teacher (5)", "tab:gray", "."): frame.group == "small",
         ("prior nets, their recipe (3)", "tab:red", "s"): (frame.group == "prior") & (recipe == "published"),
         ("prior nets, our earlier recipe (3)", "tab:purple", "s"): (frame.group == "prior") & (recipe == "earlier"),

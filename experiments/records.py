@@ -4,8 +4,7 @@
     python -m experiments.records 4-bits --seeds 3      of one entry, from random seeds 0 to 2
     python -m experiments.records --device cuda         on a GPU; the default is the CPU
 
-`experiments/variants.py` has the entries and the rules, `records`; `results/records.csv` has what came out. An entry
-with a teacher needs its soft labels first: python -m experiments.distillation test
+`experiments/variants.py` has the entries and the rules, `records`; `results/records.csv` has what came out.
 """
 
 from __future__ import annotations
@@ -34,11 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if unknown := set(options.names) - set(entries):
         command.error(f"no entry {', '.join(sorted(unknown))}: choose from {', '.join(entries)}")
-    for name in options.names or [""]:
-        seeds = ["--seeds", str(options.seeds)] if options.seeds else []
-        if code := study.main([f"records/{name}/" if name else "records/", *seeds, "--device", options.device]):
-            return code
-    return report.main([])
+    seeds = ["--seeds", str(options.seeds)] if options.seeds else []
+    names = [f"records/{name}/" for name in options.names or entries]
+    return study.main([*names, *seeds, "--device", options.device]) or report.main([])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from experiments.distillation import Distillation, TeacherNet, labels_path, soft
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist import runs
-from tinymnist.data import HELD_OUT
 from utils import Recipe, count_parameters, evaluate, fit
 
 
@@ -87,16 +86,18 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     monkeypatch.setattr(distillation, "load_mnist", lambda: None)
     monkeypatch.setattr(distillation, "load_split", lambda split: drawn)
     monkeypatch.setattr(distillation, "in_processes", in_this_process)
-    with pytest.raises(FileNotFoundError, match=r"no soft labels .*python -m experiments\.distillation makes them"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no soft labels .*python -m experiments\.distillation validation makes them"
+    ):
         soft_labels_of("validation")
-    assert distillation.main([]) == 0
-    assert trained == [(split, "cpu") for split in [*HELD_OUT, "test"]]
-    teacher_path("validation-0").with_suffix(".pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    labels_path("test").unlink()
-    trained.clear()
-    assert distillation.main([]) == 0
-    assert trained == [("validation-0", "cpu"), ("test", "cpu")]
-    teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 196_778}) for split, _ in trained]
+    assert distillation.main(["validation-0", "test"]) == 0
+    labels_path("validation-0").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(OSError, match=r"no soft labels in .*seed_1\.labels\.pt \(.*restore the file, or delete it"):
+        soft_labels_of("validation-0")
+    labels_path("validation-0").unlink()
+    assert distillation.main(["validation-0"]) == distillation.main([]) == 0
+    assert trained == [("validation-0", "cpu"), ("test", "cpu"), ("validation-0", "cpu")]
+    teachers = [runs.read_run(teacher_path(split), {"split": split, "params": 196_778}) for split, _ in trained[:2]]
     assert [teacher["seed"] for teacher in teachers] == [1, 6]
 
     teacher = TeacherNet()
@@ -107,8 +108,9 @@ def test_teachers_that_are_missing_are_trained_and_teach_their_split(tmp_path, m
     assert (options["loss"].share, options["loss"].temperature) == (0.5, 2.0)
 
 
-def test_wrong_arguments_are_one_line(capsys):
+@pytest.mark.parametrize("arguments", ["--seeds 3", "validation-5"])
+def test_wrong_arguments_are_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        distillation.main(["--seeds", "3"])
+        distillation.main(arguments.split())
     out, err = capsys.readouterr()
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
