@@ -203,8 +203,8 @@ def fit(
         seed: of shuffling, augmentation and dropout; PyTorch's global generators are seeded with it.
         device: where everything runs.
         progress: show a bar (stderr) and print one line per epoch (stdout).
-        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`); an `augment`
-            of your own must then neither copy from the CPU nor wait for the GPU.
+        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`); an
+            `augment` of your own must then neither copy from the CPU nor wait for the GPU.
         make_optimizer: makes the optimizer from the model and the recipe.
         rate: the learning rate from the recipe, the 0-based step and the number of steps of the whole run.
         augment: makes a training batch, float (B, 1, 28, 28), from uint8 (B, 28, 28), the recipe and a generator.

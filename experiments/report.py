@@ -115,13 +115,8 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
     (
         "Records",
         "All 60,000 training images, every random seed from 0 to 19, the last five epochs on the 10,000 test images. "
-        "*Smallest* and *shortest* are the fewest parameters and epochs with which all twenty runs reach 99.40 in each "
-        "of the last five epochs; *most accurate* is the highest mean of the last epoch with fewer than 8,000 "
-        "parameters and 15 epochs; *fewest bytes* are those of all stored numbers, with 99.50 or more in the mean of "
-        "the last epoch. The test set decides, so the holders' figures are a little optimistic. Nets with a teacher "
-        "are ranked apart; it has 196,778 parameters and trains for 15 epochs of its own. `python -m "
-        "experiments.records` trains what is missing, `records.csv` has the rows. To enter your own, add it to "
-        "`records` in `experiments/variants.py`. Seconds are those of one thread of a CPU, two runs at a time.",
+        "`python -m experiments.records` trains what is missing, and `records.csv` has the rows. To enter your own, "
+        "add it to `records` in `experiments/variants.py`.",
         groups("records"),
         [entries_table],
     ),
@@ -181,7 +176,7 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
         "Earlier candidates and teachers",
         "What was published as Step 3 before, candidates for it that were read on the test set and not chosen, and the "
         "teachers behind soft labels. They count among the readings of the test set.",
-        groups("given_up", "teacher"),
+        groups("given_up", "teacher", "gpu", "threads"),
         [summary_table],
     ),
 ]
