@@ -250,6 +250,7 @@ def speed() -> str:
             f"{count} random seeds of Step 3 with `--seeds {count}` take {seeds['together']:.0f} s, start included; "
             f"one run by itself, on all threads, {single:.0f} s.",
             gpu_speed(),
+            other_threads(),
         ]
     )
 
