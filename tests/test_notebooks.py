@@ -177,8 +177,8 @@ def test_analysis_is_that_of_the_records(number, notebook):
     text = printed(notebook)
     assert run_summary(load_runs(f"step{number}"), STEPS[number].target) in text
     for cell in code(notebook):
-        if "effect_table(" in cell.source:
-            assert effect_table(*re.findall(r'"(\w+/[^"]*)"', cell.source)) in text
+        for arguments in re.findall(r"effect_table\((.*?)\)", cell.source):
+            assert effect_table(*re.findall(r'"(\w+/[^"]*)"', arguments)) in text
 
 
 def test_full_run_on_the_full_data(number, notebook):
