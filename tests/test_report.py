@@ -113,14 +113,14 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"seemed to gain {interval(rung.loc['weight-decay'], ' points')}",
         f"changed the mean by {interval(compared.loc[('taken_out', 'no-weight-decay')])}",
         f"faster, but {interval(rung.loc['strided'], ' points')}",
-        f"make {sum(wrong) / 20:.1f} errors each on average, and {wrong.count(20)} of the 10,000 images defeat all",
+        f"average {sum(wrong) / 20:.1f} errors; {wrong.count(20)} of the 10,000 images defeat all",
         f"reads {sum(c['right'] for c in styles) / sum(c['n'] for c in styles):.1%} of synthetic photographs".replace(
             "%", " %"
         ),
         f"and {writers['right'] / writers['n']:.1%} of the {writers['n']:,} digits".replace("%", " %"),
         f"in all twenty runs: {holder['smallest'].parameters:,} parameters; "
         f"{holder['smallest with a teacher'].parameters:,} if a larger net",
-        "Nets of {:,}, {:,} and {:,} without a teacher miss it in one".format(*sorted(missed.parameters)[::-1]),
+        "Without it, nets of {:,}, {:,} and {:,} miss in one run each".format(*sorted(missed.parameters)[::-1]),
         f"**Shortest**: {holder['shortest'].epochs} epochs",
         f"**Most accurate**: {holder['most accurate']['mean']:.2f} ± {holder['most accurate'].sd:.2f}",
         f"on average: {compact.bytes:,}, with weights of 4 bits; one run in twenty falls to {compact.lowest:.2f}",
