@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import hubconf
+from experiments.variants import GROUPS
 from predict import load_net
 from tinymnist import runs
-from utils import evaluate, normalize
+from utils import count_parameters, evaluate, normalize
 
 PROGRAM = """
 import sys, torch, utils
@@ -66,6 +67,19 @@ def test_every_published_net_is_there(mnist):
 def test_a_seed_that_is_not_published_is_named(seed):
     with pytest.raises(ValueError, match=rf"^no published weights of random seed {seed!r}: use 0 to 19$"):
         hubconf.tiny_mnist(seed=seed)
+
+
+def test_the_smallest_net_is_that_of_the_records(mnist):
+    entry = GROUPS["records"].variants()["6-11-11-11-taught"]
+    for seed, run in enumerate(runs.load_runs("study/records/6-11-11-11-taught", 20)):
+        net = hubconf.tiny_mnist(seed=seed, net="smallest")
+        assert (count_parameters(net), net.moves) == (run["params"], entry.net().moves)
+        if seed in (0, 19):
+            assert evaluate(net, mnist.test_images, mnist.test_labels)[1] == pytest.approx(
+                run["history"][-1]["test_correct"], abs=1
+            )
+    with pytest.raises(ValueError, match=r"^no net 'largest': use final or smallest$"):
+        hubconf.tiny_mnist(net="largest")
 
 
 def test_without_weights_it_is_as_before_training():

@@ -68,7 +68,7 @@ def test_an_entry_that_is_not_whole_or_misses_holds_nothing():
         ("6-12-12-13", 15, 99.5, 99.39, 20),
         ("6-11-11-11", 15, 99.9, 99.45, 19),
         ("10-epochs", 10, 99.6, 99.45, 20),
-        ("batch-128", 16, 99.9, 99.80, 20),  # one epoch too many
+        ("4-bits", 16, 99.9, 99.80, 20),  # one epoch too many
         ("6-12-12-13-taught", 15, 99.4, 99.40, 20),  # smaller, and neither shorter nor better
         ("6-11-11-11-taught", 15, 99.4, 99.39, 20),
     ):
