@@ -124,6 +124,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"**Shortest**: {holder['shortest'].epochs} epochs",
         f"**Most accurate**: {holder['most accurate']['mean']:.2f} ± {holder['most accurate'].sd:.2f}",
         f"on average: {compact.bytes:,}, with weights of 4 bits; one run in twenty falls to {compact.lowest:.2f}",
+        f"{np.mean(runs.load_bench('seeds')['single']):.0f} s for a run on two CPU cores (the usual pipeline: "
+        f"{15 * seconds['stock-0']:.0f} s)",
         f"On an H100 GPU a run takes {gpu.seconds.iloc[0]:.0f} s",
         f"[{record.held['final']} of 20 random seeds](results/README.md#records) meet the target there too",
         f"up to {np.sqrt((1 / 24 + 1 / 5) * 24):.1f} times as wide",
