@@ -280,8 +280,7 @@ def records() -> dict[str, Variant]:
 
     The entries were chosen by hand from two or three pairs per candidate; 7-14-14-14, 10 epochs and 4 bits with 16
     channels lie between candidates and were not tried on held-out images. "6-11-11-11-taught" was added when its net
-    without a teacher had missed by one run, and "5-10-10-10-taught" when that one had held. Each is read on the test
-    set once, and stays whatever comes out.
+    without a teacher had missed by one run. Each is read on the test set once, and stays whatever comes out.
     """
     final, nine = STEPS[3].recipe, "nine views"
     short = replace(final, epochs=10, batch_size=64, max_lr=0.05, average=0.998, warmup=0.1)
@@ -293,12 +292,6 @@ def records() -> dict[str, Variant]:
         "6-11-11-11": Variant(f"6-11-11-11, {nine}", small, final),
         "6-12-12-13-taught": Variant(f"6-12-12-13, {nine}, a teacher", middle, final, options=taught),
         "6-11-11-11-taught": Variant(f"6-11-11-11, {nine}, a teacher", small, final, options=taught),
-        "5-10-10-10-taught": Variant(
-            f"5-10-10-10, {nine}, a teacher",
-            functools.partial(NineViewNet, (5, 10, 10, 10)),
-            final,
-            options=taught,
-        ),
         "10-epochs": Variant(f"10 epochs, batches of 64, {nine}", NineViewNet, short),
         "4-bits": Variant(
             f"8-16-16-16, weights of 4 bits, {nine}", functools.partial(NineViewLowBitNet, 4, (8, 16, 16, 16)), final
