@@ -74,7 +74,7 @@ def test_the_smallest_net_is_that_of_the_records(mnist):
     for seed, run in enumerate(runs.load_runs("study/records/6-11-11-11-taught", 20)):
         net = hubconf.tiny_mnist(seed=seed, net="smallest")
         assert (count_parameters(net), net.moves) == (run["params"], entry.net().moves)
-        if seed in (0, 19):
+        if seed == 19:
             assert evaluate(net, mnist.test_images, mnist.test_labels)[1] == pytest.approx(
                 run["history"][-1]["test_correct"], abs=1
             )

@@ -106,13 +106,12 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"the four views {interval(rung.loc['four-views'])}",
         "a run takes {:.2f}, {:.2f} and {:.2f} times as long".format(*rung.time[["net", "crop", "batch-256"]]),
         f"augmentation costs most, {cost(without.loc['no-augmentation'])}",
-        "alone they cost {:.3f}, {:.3f} and {:.3f}, together".format(
-            *-without.last5_mean[["no-one-cycle", "no-average", "one-view"]]
+        "alone they cost {:.3f}, {:.3f} and {:.3f}, together {}".format(
+            *-without.last5_mean[["no-one-cycle", "no-average", "one-view"]], cost(without.loc["unsettled"])
         ),
-        f"together {cost(without.loc['unsettled'])}",
         f"seemed to gain {interval(rung.loc['weight-decay'], ' points')}",
         f"changed the mean by {interval(compared.loc[('taken_out', 'no-weight-decay')])}",
-        f"faster, but {interval(rung.loc['strided'], ' points')}",
+        f"faster, but {interval(rung.loc['strided'])}",
         f"average {sum(wrong) / 20:.1f} errors; {wrong.count(20)} of the 10,000 images defeat all",
         f"reads {sum(c['right'] for c in styles) / sum(c['n'] for c in styles):.1%} of synthetic photographs".replace(
             "%", " %"
@@ -123,7 +122,8 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         "Without it, nets of {:,}, {:,} and {:,} miss in one run each".format(*sorted(missed.parameters)[::-1]),
         f"**Shortest**: {holder['shortest'].epochs} epochs",
         f"**Most accurate**: {holder['most accurate']['mean']:.2f} ± {holder['most accurate'].sd:.2f}",
-        f"on average: {compact.bytes:,}, with weights of 4 bits; one run in twenty falls to {compact.lowest:.2f}",
+        f"for 99.50 on average: {compact.bytes:,}, with weights of 4 bits; "
+        f"one run in twenty falls to {compact.lowest:.2f}",
         f"{np.mean(runs.load_bench('seeds')['single']):.0f} s for a run on two CPU cores (the usual pipeline: "
         f"{15 * seconds['stock-0']:.0f} s)",
         f"On an H100 GPU a run takes {gpu.seconds.iloc[0]:.0f} s",
