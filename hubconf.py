@@ -32,7 +32,7 @@ def tiny_mnist(pretrained: bool = True, seed: int = 0, net: str = "final") -> _F
     Args:
         pretrained: with the published weights and in evaluation mode, or as it is before training.
         seed: the published run, by its random seed.
-        net: "final", that of Step 3, or "smallest", 3,904 parameters and nine views.
+        net: "final", that of Step 3, or "smallest": 3,904 parameters, nine views, trained with a teacher.
 
     Raises:
         ValueError: no weights are published for that random seed, or there is no such net.
@@ -47,7 +47,7 @@ def tiny_mnist(pretrained: bool = True, seed: int = 0, net: str = "final") -> _F
     if not pretrained:
         return found
     seeds = sorted(int(path.stem.removeprefix("seed_")) for path in folder.glob("seed_*.json"))
-    if seed not in seeds:
+    if seeds and seed not in seeds:
         raise ValueError(f"no published weights of random seed {seed!r}: use {seeds[0]} to {seeds[-1]}")
     _load_weights(found, folder / f"seed_{seed}.pt")
     return found.eval()

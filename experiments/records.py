@@ -1,4 +1,4 @@
-"""The records: the smallest, the shortest, the most accurate and the most compact net, from twenty random seeds each.
+"""The records: the smallest net, the shortest, the most accurate, that of fewest bytes; twenty random seeds each.
 
     python -m experiments.records                       train what is missing of every entry, and write the report
     python -m experiments.records 4-bits --seeds 3      of one entry, from random seeds 0 to 2

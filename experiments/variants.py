@@ -243,7 +243,7 @@ def taken_out() -> dict[str, Variant]:
 
 
 def parts() -> dict[str, Variant]:
-    """Step 3 without one of its parts, or without all that make the weights settle, on 24 pairs."""
+    """Step 3 without one of its parts, or without all that make the weights settle; 24 pairs were planned."""
     step = STEPS[3]
     found = {"final": Variant("(Step 3)", step.net, step.recipe)}
 

@@ -91,6 +91,12 @@ def test_without_weights_it_is_as_before_training():
     assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items())
 
 
+def test_weights_that_are_missing_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(hubconf, "_RESULTS", tmp_path)
+    with pytest.raises(OSError, match=r"seed_0\.pt"):
+        hubconf.tiny_mnist(net="smallest")
+
+
 def test_weights_of_another_run_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(hubconf, "_RESULTS", tmp_path)
     (tmp_path / "step3").mkdir()

@@ -126,7 +126,7 @@ def sentences(frame: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         f"one run in twenty falls to {compact.lowest:.2f}",
         f"{np.mean(runs.load_bench('seeds')['single']):.0f} s for a run on two CPU cores (the usual pipeline: "
         f"{15 * seconds['stock-0']:.0f} s)",
-        f"On an H100 GPU a run takes {gpu.seconds.iloc[0]:.0f} s",
+        f"On an H100 GPU one run took {gpu.seconds.iloc[0]:.0f} s",
         f"[{record.held['final']} of 20 random seeds](results/README.md#records) meet the target there too",
         f"up to {np.sqrt((1 / 24 + 1 / 5) * 24):.1f} times as wide",
         f"would vary by {np.sqrt(mean[3] * (100 - mean[3]) / 10_000):.2f} points",
