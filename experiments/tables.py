@@ -261,9 +261,9 @@ def gpu_speed() -> str:
     seconds = [sum(epoch["seconds"] for epoch in run["history"]) for run in (plain, graphed)]
     same = "the same bits" if plain["weights_sha256"] == graphed["weights_sha256"] else "other bits"
     return (
-        f"On an {plain['hardware']}, with PyTorch {plain['torch_version']}, the {len(plain['history'])} epochs of one run "
-        f"of Step 3 take {seconds[0]:.0f} s. With forward and backward pass as CUDA graphs they took {seconds[1]:.0f} s "
-        f"and gave {same}; since then `--graph` replays the augmentation too."
+        f"On an {plain['hardware']}, with PyTorch {plain['torch_version']}, the {len(plain['history'])} epochs of one "
+        f"run of Step 3 take {seconds[0]:.0f} s. With forward and backward pass as CUDA graphs they took "
+        f"{seconds[1]:.0f} s and gave {same}; since then `--graph` replays the augmentation too."
     )
 
 
