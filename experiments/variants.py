@@ -122,6 +122,36 @@ class NineViewNet(FinalNet):
     moves = NINE_MOVES
 
 
+class SharedNet(NineViewNet):
+    """A net that uses its third convolution three times, each time with a BatchNorm of its own.
+
+    Where Step 3 has a linear layer over the whole last map, each channel has one kernel over it, and the linear layer
+    combines the channels. Shared weights after Eigen et al., "Understanding Deep Architectures using a Recursive
+    Convolutional Network" (2014).
+
+    Args:
+        channels: of the first convolution and of all others.
+        norm: whether BatchNorm follows the kernels over the last map.
+    """
+
+    def __init__(self, channels: tuple[int, int], norm: bool = True) -> None:
+        first, second = channels
+        super().__init__((first, second, second, second))
+        del self.conv4
+        self.norm5 = nn.BatchNorm2d(second)
+        self.kernels = nn.Conv2d(second, second, 3, groups=second, bias=False)
+        self.norm6 = nn.BatchNorm2d(second, affine=False) if norm else nn.Identity()  # the head scales and shifts
+        self.head = nn.Linear(second, 10)
+
+    def classify(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.norm1(self.pool(self.conv1(x))))
+        x = F.relu_(self.norm2(self.conv2(x)))
+        x = F.relu_(self.norm3(self.pool(self.conv3(x))))
+        x = F.relu_(self.norm4(self.conv3(x)))
+        x = F.relu_(self.norm5(self.pool(self.conv3(x))))
+        return self.head(self.norm6(self.kernels(x)).flatten(1))
+
+
 class NineViewLowBitNet(LowBitNet):
     """Nine views, and weights of a few bits."""
 
@@ -260,6 +290,26 @@ def parts() -> dict[str, Variant]:
     add("no-batch-256", "batches of 128 at half the rate", batch_size=128, max_lr=0.1, average=0.998)
     add("one-view", "one view", OneViewNet)
     add("unsettled", "constant rate of 0.04, no weight average, one view", OneViewNet, average=0.0, **constant)
+    return found
+
+
+def shared() -> dict[str, Variant]:
+    """Nets of 3,000 and of 4,000 parameters that use a convolution three times, against plain ones, without a teacher.
+
+    The rule, written before the first of these runs: after six pairs, one for each sixth, the net of the higher mean of
+    the last five epochs in each of the two sizes is entered for the records, with a teacher and without one.
+    """
+    final, found = STEPS[3].recipe, {}
+
+    def add(name: str, change: str, net: MakeNet, base: str = "") -> None:
+        found[name] = Variant(change, net, final, base)
+
+    add("6-11-11-11", "6-11-11-11", functools.partial(NineViewNet, (6, 11, 11, 11)))
+    add("8-16", "8-16-16-16-16, one convolution three times", functools.partial(SharedNet, (8, 16)), "6-11-11-11")
+    bare = functools.partial(SharedNet, (8, 16), norm=False)
+    add("8-16-bare", "8-16-16-16-16, one convolution three times, no BatchNorm before the head", bare, "6-11-11-11")
+    add("5-9-9-10", "5-9-9-10", functools.partial(NineViewNet, (5, 9, 9, 10)))
+    add("6-14", "6-14-14-14-14, one convolution three times", functools.partial(SharedNet, (6, 14)), "5-9-9-10")
     return found
 
 
@@ -406,6 +456,7 @@ GROUPS = {
     "ladder": Group(ladder, seeds=24),
     "taken_out": Group(taken_out, seeds=24),
     "parts": Group(parts, seeds=24),
+    "shared": Group(shared, seeds=6),
     "changes": Group(changes, seeds=5),
     "records": Group(records, seeds=20, held_out=False, weights=True),
     "prior": Group(prior, seeds=3, held_out=False),
