@@ -341,7 +341,7 @@ def shared() -> dict[str, Variant]:
     """A net of 3,000 parameters that uses a convolution three times, against a plain one, both without a teacher.
 
     The rule, written before the first of these runs: after three pairs the net of the higher mean of the last five
-    epochs is entered for the records, with a teacher. Added once this was the net that uses one again: a learning rate that falls along a
+    epochs is entered for the records, with a teacher. Added for the net that won: a learning rate that falls along a
     parabola; the recipe whose lowest of the last five epochs has the highest mean is the entry's.
     """
     final, plain = STEPS[3].recipe, functools.partial(NineViewNet, (5, 9, 9, 10))
