@@ -36,7 +36,8 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from experiments.distillation import TeacherNet
-from experiments.variants import GROUPS, MakeNet, prior_net, with_layers
+from experiments.nets import MakeNet, prior_net, with_layers
+from experiments.variants import GROUPS
 from model import STEPS, FinalNet
 from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from experiments.variants import prior_net
+from experiments.nets import prior_net
 from model import STEPS
 from utils import LayerField, receptive_field, receptive_field_table
 

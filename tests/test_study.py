@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from experiments import study, variants
-from experiments.variants import GROUPS, PRIOR_NETS, Group, OneViewNet, Plateau, Variant, prior_net, stepped
+from experiments.nets import PRIOR_NETS, OneViewNet, prior_net
+from experiments.variants import GROUPS, Group, Plateau, Variant, stepped
 from model import STEPS, SetupNet
 from tinymnist import runs
 from tinymnist.data import HELD_OUT
