@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from experiments import study, variants
-from experiments.nets import PRIOR_NETS, OneViewNet, prior_net
-from experiments.variants import GROUPS, Group, Plateau, Variant, stepped
+from experiments.nets import PRIOR_NETS, OneViewNet, SharedNet, prior_net
+from experiments.variants import GROUPS, Group, Plateau, Variant, falling_by, stepped
 from model import STEPS, SetupNet
 from tinymnist import runs
 from tinymnist.data import HELD_OUT
-from utils import DataError, Recipe, count_parameters, evaluate, fit, validation_split
+from utils import DataError, Recipe, count_parameters, evaluate, fit, learning_rate, validation_split
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("A", 7712), ("D", 7720), ("E", 7830), ("F", 7918)])
@@ -43,7 +43,8 @@ def test_unknown_words_are_refused(word):
 def test_every_variant_answers_and_keeps_to_15_epochs(group):
     for name, variant in GROUPS[group].variants().items():
         assert variant.net().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10), name
-        assert variant.recipe.epochs == (int(name.split("-")[0]) if "-epochs" in name else 15), name
+        fewer = int(name.split("-")[0]) if "-epochs" in name else 8 if group == "short" else 15
+        assert variant.recipe.epochs == fewer, name
 
 
 # What one change of a recipe changes together; any other changes one field.
@@ -95,6 +96,27 @@ def test_what_the_variants_of_each_group_are_compared_with():
 def test_the_rate_falls_after_the_stated_epoch():
     rates = [stepped(8 / 15)(Recipe(max_lr=1.0), step, 15 * 938) for step in range(15 * 938)]
     assert rates == [1.0] * 8 * 938 + [0.1] * 7 * 938
+
+
+@pytest.mark.parametrize("power", [2, 3])
+def test_the_rate_falls_along_a_power_of_what_is_left(power):
+    recipe = Recipe(max_lr=0.4, schedule="one_cycle", warmup=0.1)
+    rates = [falling_by(power)(recipe, step, 1000) for step in range(1000)]
+    assert rates[:50] == [learning_rate(recipe, step, 1000) for step in range(50)]
+    assert max(rates) == pytest.approx(0.4, rel=0.05)
+    assert rates[549] == pytest.approx(0.4 * 0.5**power, rel=0.01)  # half way down
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert 0 < rates[-1] < 1e-5
+
+
+def test_a_convolution_is_used_three_times():
+    net = SharedNet((6, 14))
+    assert count_parameters(net) == 54 + 12 + 6 * 14 * 9 + 28 + 14 * 14 * 9 + 3 * 28 + 14 * 9 + 14 * 10 + 10 == 2974
+    used = []
+    net.conv3.register_forward_hook(lambda layer, given, output: used.append(tuple(output.shape)))
+    net.train()(torch.rand(5, 1, 28, 28)).sum().backward()
+    assert used == [(5, 14, 12, 12), (5, 14, 6, 6), (5, 14, 6, 6)]
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_the_rate_falls_on_a_plateau_of_the_training_loss():
