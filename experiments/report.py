@@ -113,6 +113,20 @@ SECTIONS: list[tuple[str, str, Pick, list[Callable[[pd.DataFrame], str]]]] = [
         [effects_table],
     ),
     (
+        "Candidates for eight epochs",
+        "Nine views in evaluation where nothing else is said, on held-out images. The rule that chose the entry from "
+        "three pairs each stands in `experiments/variants.py`, `short`.",
+        groups("short"),
+        [effects_table],
+    ),
+    (
+        "Candidates for 3,000 parameters",
+        "A net that uses its third convolution three times, with a BatchNorm of its own each time, and whose head has "
+        "one kernel per channel over the last map; no teacher. The rule stands in `experiments/variants.py`, `shared`.",
+        groups("shared"),
+        [effects_table],
+    ),
+    (
         "Records",
         "All 60,000 training images, every random seed from 0 to 19, the last five epochs on the 10,000 test images. "
         "`python -m experiments.records` trains what is missing, and `records.csv` has the rows. To enter your own, "

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from experiments import bench
+from experiments.variants import GROUPS, Group
 from model import STEPS, FinalNet
 from tinymnist.runs import load_bench
-from utils import augment, count_parameters, fit
+from utils import Recipe, augment, count_parameters, fit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -52,6 +53,23 @@ def test_each_change_runs(name):
 @pytest.mark.usefixtures("_little_data")
 def test_the_same_net_on_our_pipeline():
     assert len(bench.contenders("pipelines", CPU)["same-net"].epochs(CPU)) == 1
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_the_time_of_a_run_counts_only_if_it_held(monkeypatch):
+    entry = GROUPS["records"].variants()[bench.FASTEST]
+    little = {"records": Group(lambda: {bench.FASTEST: replace(entry, recipe=Recipe(epochs=1))}, seeds=1)}
+    monkeypatch.setattr(bench, "GROUPS", little)
+    run = bench.train_fastest("cpu", None)
+    assert (run["seed"], len(run["history"])) == (0, 1)
+    for correct, held in ((9940, True), (9939, False)):
+        run["history"] = [{"test_correct": 9990 if i else correct, "test_total": 10_000} for i in range(5)]
+        monkeypatch.setattr(bench, "in_processes", lambda *_, **__: iter([run]))
+        if held:
+            assert bench.fastest(CPU)[0] > 0
+        else:
+            with pytest.raises(OSError, match="missed the target"):
+                bench.fastest(CPU)
 
 
 def test_on_a_gpu_the_plain_loop_is_compared_with_graphs():
@@ -116,7 +134,7 @@ def test_wrong_arguments_are_refused(capsys):
 
 
 def test_what_is_published_is_what_is_measured():
-    for part in ("pipelines", "changes"):
+    for part in ("pipelines", "changes", "records"):
         published = load_bench(part)["contenders"]
         assert set(published) == set(bench.contenders(part, CPU))
         for contender in published.values():
