@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.tables import TARGET, read_runs
-from experiments.variants import GROUPS, TAUGHT
+from experiments.variants import GROUPS, taught
 from model import STEPS
 from tinymnist import runs
 from tinymnist.figures import plot_digits, plot_effects
@@ -52,7 +52,7 @@ def sizes_and_epochs() -> Figure:
     """Each run's lowest accuracy of the last five epochs, mean and range, over parameters and over epochs."""
     frame, entered = read_runs(), GROUPS["records"].variants()
     entries = frame[(frame.group == "records") & frame.variant.isin(entered)]
-    teacher = entries.variant.map(lambda name: entered[name].options in TAUGHT)
+    teacher = entries.variant.map(lambda name: entered[name].options is taught)
     again = frame[(frame.group == "prior") & frame.variant.str.endswith("published")]
     series = {
         ("ours, 20 runs each", "tab:blue", "o"): entries[~teacher],

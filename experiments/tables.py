@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from experiments.low_bits import LowBitNet
-from experiments.variants import GROUPS, TAUGHT
+from experiments.variants import GROUPS, taught
 from model import STEPS
 from tinymnist import runs
 from tinymnist.augmentation import STD
@@ -157,7 +157,7 @@ def entries(frame: pd.DataFrame) -> pd.DataFrame:
         row = {"name": name, "net": variant.change, "parameters": own.parameters.iloc[0]}
         row |= {"bytes": stored_bytes(variant.net()), "epochs": own.epochs.iloc[0], "seeds": len(own)}
         row |= {"mean": own["last"].mean(), "sd": own["last"].std(), "lowest": own.last5_min.min()}
-        row |= {"held": (own.last5_min >= TARGET).sum(), "teacher": "yes" if variant.options in TAUGHT else "no"}
+        row |= {"held": (own.last5_min >= TARGET).sum(), "teacher": "yes" if variant.options is taught else "no"}
         row |= {"seconds": own.seconds.median() if (own.device == "cpu").all() else np.nan}
         rows.append(row | {fact: ", ".join(own[fact].unique()) for fact in ("hardware", "commit")})
     if not rows:
