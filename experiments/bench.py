@@ -37,7 +37,7 @@ from torchvision.datasets import MNIST
 
 from experiments.distillation import TeacherNet
 from experiments.nets import MakeNet, prior_net, with_layers
-from experiments.variants import GROUPS
+from experiments.variants import FASTEST, GROUPS
 from model import STEPS, FinalNet
 from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root
@@ -49,7 +49,6 @@ from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_de
 REPEATS = 3
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
 PARTS = ("pipelines", "changes", "seeds", "records")
-FASTEST = "11-epochs-256"  # of the entries for the records
 STOCK_RECIPE = Recipe(epochs=1, max_lr=0.01, rotation=7.0)
 CHANGES_RECIPE = replace(STEPS[3].recipe, epochs=2)
 # A typical earlier solution with ReLU before BatchNorm: 7,830 parameters.

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import records
 from experiments.tables import entries, entries_table
-from experiments.variants import GROUPS
+from experiments.variants import FASTEST, GROUPS
 from tinymnist import runs
 from utils import count_parameters
 
@@ -52,8 +52,10 @@ def test_who_holds_what(table):
         "smallest with a teacher": min(held_helped, key=lambda row: int(row["parameters"])),
         "shortest": min(held, key=lambda row: int(row["epochs"])),
         "most accurate": max(alone, key=lambda row: float(row["mean"])),
+        "fastest": table[FASTEST],
         "fewest bytes": min((row for row in alone if float(row["mean"]) >= 99.5), key=lambda row: int(row["bytes"])),
     }
+    assert holders["fastest"] in held
     for record, row in holders.items():
         assert record in row["holds"].split(", "), record
     assert sum(len(row["holds"].split(", ")) for row in rows if row["holds"]) == len(holders)
@@ -68,6 +70,7 @@ def test_an_entry_that_is_not_whole_or_misses_holds_nothing():
         ("6-12-12-13", 15, 99.5, 99.39, 20),
         ("6-11-11-11", 15, 99.9, 99.45, 19),
         ("10-epochs", 10, 99.6, 99.45, 20),
+        (FASTEST, 11, 99.5, 99.39, 20),
         ("4-bits", 16, 99.9, 99.80, 20),  # one epoch too many
         ("6-12-12-13-taught", 15, 99.4, 99.40, 20),  # smaller, and neither shorter nor better
         ("6-11-11-11-taught", 15, 99.4, 99.39, 20),
