@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help reproduce test data results study bench photos report report-check export notebooks check-notebooks clean
+.PHONY: help reproduce test data results study bench export notebooks check-notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -10,7 +10,7 @@ help: ## show this list
 reproduce: .venv/installed ## train the final net on the best device there is; fails if the target was missed
 	$(BIN)/python train.py --step 3
 
-test: report-check ## run the linter, the type checker, the report's check and the test suite
+test: .venv/tools ## run the linter, the type checker and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,20 +24,10 @@ results: .venv/installed ## train the random seeds behind the published results;
 	$(BIN)/python -m experiments.errors
 
 study: .venv/installed ## train what is missing of the study; finished runs are kept
-	$(BIN)/python -m experiments.distillation
 	$(BIN)/python -m experiments.study
 
 bench: .venv/installed ## time the usual pipeline against this one, on the best device there is (about 25 minutes)
 	$(BIN)/python -m experiments.bench
-
-photos: .venv/tools ## draw photographs of digits, and count how they are read (about 10 minutes)
-	$(BIN)/python -m experiments.photos
-
-report: .venv/tools ## write results/runs.csv, effects.csv and README.md from the records, and draw the pictures
-	$(BIN)/python -m experiments.report
-
-report-check: .venv/tools ## fail if one of them differs from the records, and name what lost its evidence
-	$(BIN)/python -m experiments.report --check
 
 export: .venv/tools ## write the final net as ONNX, in float32 and 8 bits, and measure both for all random seeds
 	$(BIN)/python -m experiments.export --all-seeds

@@ -22,28 +22,18 @@ finally:
     sys.modules.update(_others)
 
 
-_NINE_VIEWS = tuple((x, -x, y, -y) for x in (-1, 0, 1) for y in (-1, 0, 1))
-_NETS = {"final": ((8, 16, 16, 18), "step3"), "smallest": ((6, 11, 11, 11), "study/records/6-11-11-11-taught")}
-
-
-def tiny_mnist(pretrained: bool = True, seed: int = 0, net: str = "final") -> _FinalNet:
-    """A published net: float32 images (N, 1, 28, 28), uint8 / 255 / 0.3081 with background 0, to logits (N, 10).
+def tiny_mnist(pretrained: bool = True, seed: int = 0) -> _FinalNet:
+    """The net of Step 3: float32 images (N, 1, 28, 28), uint8 / 255 / 0.3081 with background 0, to logits (N, 10).
 
     Args:
         pretrained: with the published weights and in evaluation mode, or as it is before training.
         seed: the published run, by its random seed.
-        net: "final", that of Step 3, or "smallest": 3,904 parameters, nine views, trained with a teacher.
 
     Raises:
-        ValueError: no weights are published for that random seed, or there is no such net.
+        ValueError: no weights are published for that random seed.
         OSError: the weights are missing, or their SHA-256 sum is not that of their record.
     """
-    if net not in _NETS:
-        raise ValueError(f"no net {net!r}: use {' or '.join(_NETS)}")
-    channels, folder = _NETS[net][0], _RESULTS / _NETS[net][1]
-    found = _FinalNet(channels)
-    if net == "smallest":
-        found.moves = _NINE_VIEWS
+    found, folder = _FinalNet(), _RESULTS / "step3"
     if not pretrained:
         return found
     seeds = sorted(int(path.stem.removeprefix("seed_")) for path in folder.glob("seed_*.json"))

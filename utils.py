@@ -22,7 +22,7 @@ from tinymnist.augmentation import affine, augment, normalize, random_affine
 from tinymnist.average import WeightAverage
 from tinymnist.cuda_graph import GraphedAugment, GraphedNet
 from tinymnist.data import DataError, Digits, drawn_digits, load_drawn, load_mnist, validation_split
-from tinymnist.figures import plot_augmentation, plot_digits, plot_effects, plot_history
+from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from tinymnist.runs import (
@@ -37,7 +37,7 @@ from tinymnist.runs import (
     save_run,
     write_json,
 )
-from tinymnist.tables import effect_table, run_summary
+from tinymnist.tables import run_summary
 
 __all__ = [
     "DataError",
@@ -53,7 +53,6 @@ __all__ = [
     "cross_entropy",
     "describe_changes",
     "drawn_digits",
-    "effect_table",
     "evaluate",
     "fit",
     "last_accuracies",
@@ -68,7 +67,6 @@ __all__ = [
     "pick_device",
     "plot_augmentation",
     "plot_digits",
-    "plot_effects",
     "plot_history",
     "random_affine",
     "receptive_field",

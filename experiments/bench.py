@@ -35,20 +35,18 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from experiments.distillation import TeacherNet
-from experiments.nets import MakeNet, prior_net, with_layers
-from experiments.variants import FASTEST, GROUPS
+from experiments.nets import MakeNet, prior_net
 from model import STEPS, FinalNet
 from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root
 from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
-from tinymnist.runs import REPOSITORY, RESULTS, Run, commit, hardware, meets, read_json, write_json
-from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd, train_run
+from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_json
+from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd
 
 REPEATS = 3
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
-PARTS = ("pipelines", "changes", "seeds", "records")
+PARTS = ("pipelines", "changes", "seeds")
 STOCK_RECIPE = Recipe(epochs=1, max_lr=0.01, rotation=7.0)
 CHANGES_RECIPE = replace(STEPS[3].recipe, epochs=2)
 # A typical earlier solution with ReLU before BatchNorm: 7,830 parameters.
@@ -100,6 +98,14 @@ class NormFirstNet(FinalNet):
         return self.head(x.flatten(1))
 
 
+class UncroppedNet(FinalNet):
+    """Step 3 on the whole 28x28 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deslant = Deslant()
+
+
 def channels_first(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """`sgd`, once the weights are back in the order channels first, which a convolution's output follows."""
     return sgd(model.to(memory_format=torch.contiguous_format), recipe)
@@ -131,28 +137,6 @@ def ours(what: str, net: MakeNet, recipe: Recipe, threads: int | None = None, **
     return Contender(what, lambda device: our_epochs(net, recipe, load_mnist(), device, **options), threads)
 
 
-def train_fastest(device: str, _: None) -> Run:
-    """A whole run of the fastest entry for the records, kept nowhere."""
-    entry, facts = GROUPS["records"].variants()[FASTEST], {"seed": 0, "data": "mnist", "split": "test"}
-    with tempfile.TemporaryDirectory() as out:
-        path, options = Path(out) / "seed_0.json", entry.options("test")
-        return train_run(path, entry.net, entry.recipe, load_mnist(), facts, device, **options)
-
-
-def fastest(device: torch.device) -> list[float]:
-    """Seconds of `train_fastest` on all cores, from the start of its process to its end.
-
-    Raises:
-        OSError: it missed the target, so that its time does not count.
-    """
-    start = time.perf_counter()
-    [run] = in_processes(train_fastest, [str(device)], threads=torch.get_num_threads())
-    seconds = time.perf_counter() - start
-    if "failed" in run or not meets(run, STEPS[3].target):
-        raise OSError(f"the run of {FASTEST} missed the target: there is no time")
-    return [seconds]
-
-
 def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     """The contenders of a part by name."""
     if part == "pipelines":  # the usual one, the same net on ours, and the final step
@@ -162,12 +146,6 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
             "same-net": ours("the same net on our pipeline", stock_net, STOCK_RECIPE),
             "final": ours("Step 3 as shipped", FinalNet, STEPS[3].recipe),
         }
-    if part == "records":  # a whole run of the fastest entry, an epoch of the usual pipeline, and one of the teacher
-        return {
-            "stock-0": Contender("usual pipeline, no workers", lambda d: stock_epochs(d, 0)),
-            "fastest": Contender(f"a whole run of {FASTEST}", fastest),
-            "teacher": ours("the teacher", TeacherNet, replace(STEPS[3].recipe, epochs=1), threads=1),
-        }
     step = functools.partial(ours, net=FinalNet, recipe=CHANGES_RECIPE)
     found = {
         "shipped": step("(none)"),
@@ -175,7 +153,7 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
         "batch-128": step(
             "batches of 128 at half the rate", recipe=replace(CHANGES_RECIPE, batch_size=128, max_lr=0.1, average=0.998)
         ),
-        "no-crop": step("the whole 28x28 pixels", net=lambda: with_layers(FinalNet, deslant=Deslant())),
+        "no-crop": step("the whole 28x28 pixels", net=UncroppedNet),
     }
     if device.type == "cuda":
         return found | {"graph": step("CUDA graphs in place of the plain loop", graph=True)}

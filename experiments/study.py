@@ -1,7 +1,7 @@
 """The study: short trainings that differ in one thing, each over several random seeds.
 
     python -m experiments.study                       everything that is missing
-    python -m experiments.study ladder changes/step2  only runs whose GROUP/VARIANT/ contains one of these
+    python -m experiments.study prior prior/A  only runs whose GROUP/VARIANT/ contains one of these
     python -m experiments.study --seeds 8             no more than the first 8 random seeds of each variant
     python -m experiments.study --device cuda         on a GPU; the default is the CPU
 

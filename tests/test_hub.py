@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import hubconf
-from experiments.variants import GROUPS
 from predict import load_net
 from tinymnist import runs
-from utils import count_parameters, evaluate, normalize
+from utils import evaluate, normalize
 
 PROGRAM = """
 import sys, torch, utils
@@ -69,19 +68,6 @@ def test_a_seed_that_is_not_published_is_named(seed):
         hubconf.tiny_mnist(seed=seed)
 
 
-def test_the_smallest_net_is_that_of_the_records(mnist):
-    entry = GROUPS["records"].variants()["6-11-11-11-taught"]
-    for seed, run in enumerate(runs.load_runs("study/records/6-11-11-11-taught", 20)):
-        net = hubconf.tiny_mnist(seed=seed, net="smallest")
-        assert (count_parameters(net), net.moves) == (run["params"], entry.net().moves)
-        if seed == 19:
-            assert evaluate(net, mnist.test_images, mnist.test_labels)[1] == pytest.approx(
-                run["history"][-1]["test_correct"], abs=1
-            )
-    with pytest.raises(ValueError, match=r"^no net 'largest': use final or smallest$"):
-        hubconf.tiny_mnist(net="largest")
-
-
 def test_without_weights_it_is_as_before_training():
     torch.manual_seed(7)
     net = hubconf.tiny_mnist(pretrained=False)
@@ -94,7 +80,7 @@ def test_without_weights_it_is_as_before_training():
 def test_weights_that_are_missing_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hubconf, "_RESULTS", tmp_path)
     with pytest.raises(OSError, match=r"seed_0\.pt"):
-        hubconf.tiny_mnist(net="smallest")
+        hubconf.tiny_mnist()
 
 
 def test_weights_of_another_run_are_refused(tmp_path, monkeypatch):

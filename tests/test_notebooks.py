@@ -16,7 +16,6 @@ from tinymnist.data import default_root
 from utils import (
     count_parameters,
     describe_changes,
-    effect_table,
     load_runs,
     log_line,
     receptive_field,
@@ -176,9 +175,6 @@ def test_recipe_and_net_are_those_of_the_code(number, notebook):
 def test_analysis_is_that_of_the_records(number, notebook):
     text = printed(notebook)
     assert run_summary(load_runs(f"step{number}"), STEPS[number].target) in text
-    for cell in code(notebook):
-        for arguments in re.findall(r"effect_table\((.*?)\)", cell.source):
-            assert effect_table(*re.findall(r'"(\w+/[^"]*)"', arguments)) in text
 
 
 def test_full_run_on_the_full_data(number, notebook):

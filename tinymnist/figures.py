@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tinymnist.runs import accuracy
-from tinymnist.tables import read_effects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,28 +55,6 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     axes[0, 0].set_ylabel("original", fontsize=9)
     for i in range(1, 1 + len(after)):
         axes[i, 0].set_ylabel(names[i - 1] if names else f"draw {i}", fontsize=9)
-    plt.close(figure)
-    return figure
-
-
-def plot_effects(*names: str) -> Figure:
-    """Draw what single changes do to the accuracy on held-out images: differences from their base, 95 % intervals.
-
-    Args:
-        names: those of `read_effects`.
-    """
-    rows = read_effects(*names)
-    figure, axis = plt.subplots(figsize=(7.5, 0.36 * len(rows) + 0.9), layout="constrained")
-    places = -np.arange(len(rows))
-    for name, label, color, above in (("mean", "mean", "tab:blue", 0.13), ("min", "lowest", "tab:orange", -0.13)):
-        value, low, high = (np.array([row[f"last5_{name}{end}"] for row in rows]) for end in ("", "_low", "_high"))
-        style: dict[str, Any] = {"color": color, "marker": "o", "ms": 4, "ls": "", "capsize": 2, "label": label}
-        axis.errorbar(value, places + above, xerr=[value - low, high - value], **style)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(places, [row["change"] for row in rows], fontsize=9)
-    axis.set_xlabel("difference of the last five epochs (points), 95 % interval")
-    axis.grid(alpha=0.3, axis="x")
-    axis.legend(fontsize=9)
     plt.close(figure)
     return figure
 

@@ -1,13 +1,10 @@
-"""Aligned tables that read well as plain text and as Markdown: of any cells, of runs, and of what was compared."""
+"""Aligned tables that read well as plain text and as Markdown: of any cells, and of runs."""
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from tinymnist import runs
 from tinymnist.runs import Run, accuracy, last_accuracies, meets
 
 
@@ -40,37 +37,3 @@ def run_summary(published: Sequence[Run], target: float) -> str:
         "test accuracy with half of the gap closed": f"{test + gap / 2:.2f} %",
     }
     return "\n".join(f"{name:43}{value}" for name, value in figures.items())
-
-
-def read_effects(*names: str) -> list[dict[str, Any]]:
-    """Rows of `results/effects.csv`: what single changes do on held-out images.
-
-    Args:
-        names: beginnings of GROUP/VARIANT in the study: "ladder" or "changes/step2-dropout".
-
-    Raises:
-        FileNotFoundError: the file is not there.
-    """
-    words = ("group", "variant", "base", "change")
-    with (runs.RESULTS / "effects.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if f"{row['group']}/{row['variant']}".startswith(names)]
-    return [{k: v if k in words else float(v or "nan") for k, v in row.items()} for row in rows]
-
-
-def effect_table(*names: str) -> str:
-    """What single changes do, as a table; the names are those of `read_effects`.
-
-    Returns:
-        per change the differences from its base with 95 % intervals: of the mean and the lowest accuracy of the last
-        five epochs in points, each with the p-value that it is 0, corrected for the number of lines in its table of
-        `results/README.md` (Holm), and of the loss in thousandths, without its interval.
-    """
-    cells = [["change", "mean", "p", "lowest", "p", "loss"]]
-    for row in read_effects(*names):
-        mean, lowest = (
-            "{:+.2f} ({:+.2f} to {:+.2f})".format(*(row[name + end] for end in ("", "_low", "_high")))
-            for name in ("last5_mean", "last5_min")
-        )
-        p_mean, p_lowest = f"{row['p_mean']:.3f}", f"{row['p_lowest']:.3f}"
-        cells.append([row["change"], mean, p_mean, lowest, p_lowest, f"{row['test_loss']:+.1f}"])
-    return aligned(cells)
