@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tinymnist.deslant import Deslant
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -39,7 +40,6 @@ from experiments.nets import MakeNet, prior_net
 from model import STEPS, FinalNet
 from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root
-from tinymnist.deslant import Deslant
 from tinymnist.parallel import in_processes
 from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_json
 from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd

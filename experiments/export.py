@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tinymnist.deslant import Deslant
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from predict import load_net
 from tinymnist.cli import OneLineParser, run_program
-from tinymnist.deslant import Deslant
 from tinymnist.runs import RESULTS, commit, hardware, load_runs, write_atomically, write_json
 from utils import DataError, Digits, load_mnist, normalize
 

@@ -1,14 +1,13 @@
-"""The study: short trainings that differ in one thing, each over several random seeds.
+"""The study: the trainings behind the published results.
 
-    python -m experiments.study                       everything that is missing
-    python -m experiments.study prior prior/A  only runs whose GROUP/VARIANT/ contains one of these
-    python -m experiments.study --seeds 8             no more than the first 8 random seeds of each variant
-    python -m experiments.study --device cuda         on a GPU; the default is the CPU
+    python -m experiments.study choices              what is missing of a group
+    python -m experiments.study steps/step3          of one variant
+    python -m experiments.study steps --seeds 8      of the first 8 seeds of each
+    python -m experiments.study steps --device cuda  on a GPU; the default is the CPU
 
-`experiments/variants.py` says what is trained. Held-out groups are judged on training images, so that the test set
-has no part in a choice: random seed K holds out one of the six sixths, the same for all variants. One file is
-written per finished run, `results/study/GROUP/VARIANT/seed_K.json`; a second call trains what is missing, in as
-many single-thread processes as there are cores.
+`experiments/variants.py` says what is trained. Each finished run is added to `results/GROUP.jsonl` at once, so a call
+that was interrupted goes on where it stopped. A record whose definition is no longer that of the variant does not
+count: it is named, and its run is made again. As many runs as there are cores go on at a time, with one thread each.
 """
 
 from __future__ import annotations
@@ -18,77 +17,116 @@ if __name__ == "__main__":  # the imports below take seconds
 
     stop_at_once("study.py")
 
-from pathlib import Path
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
 from tinymnist import runs
 from tinymnist.cli import OneLineParser, run_program, whole_number
-from tinymnist.data import HELD_OUT, load_split
+from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
+from tinymnist.runs import Run, State
 from utils import DataError, load_mnist, pick_device, train_run
 
-Job = tuple[str, str, int]
+Job = tuple[str, str, int]  # group, variant and seed
 
 
-def record_path(group: str, name: str, seed: int) -> Path:
-    """Where the record of a run goes."""
-    return runs.RESULTS / "study" / group / name / f"seed_{seed}.json"
+def definition_of(job: Job) -> Run:
+    """What the record of a run has to say to count as done."""
+    group, variant, seed = job
+    chosen, split = GROUPS[group].variants()[variant], SIXTHS[seed % 6] if GROUPS[group].held_out else "test"
+    return runs.definition(chosen.net, chosen.recipe, seed, split, **chosen.openings)
 
 
-def split_of(group: str, seed: int) -> str:
-    """What a run is judged on: the test set, or the sixth of the training images that belongs to its random seed."""
-    return list(HELD_OUT)[seed % len(HELD_OUT)] if GROUPS[group].held_out else "test"
+def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
+    """The records of a group that count as done, and a line for each that does not, with the reason.
+
+    Raises:
+        ValueError: a record is damaged; the message names it.
+    """
+    done: dict[Job, Run] = {}
+    stale = []
+    for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl"):
+        job = group, run["variant"], run["seed"]
+        known = run["variant"] in GROUPS[group].variants()
+        reasons = runs.differences(run, definition_of(job)) if known else ["no such variant"]
+        if reasons:
+            stale.append(
+                f"{group}/{run['variant']}, seed {run['seed']}, is no run of today's code: {'; '.join(reasons)}"
+            )
+        else:
+            done[job] = run
+    return done, stale
 
 
-def all_jobs(most: int | None = None) -> list[Job]:
-    """Every run of the study: group, variant and random seed, a first random seed of everything before a second."""
-    jobs = [
-        (group, name, seed)
-        for group, members in GROUPS.items()
-        for name in members.variants()
-        for seed in range(min(members.seeds, most or members.seeds))
-    ]
-    return sorted(jobs, key=lambda job: job[2])
+def jobs_of(names: list[str], most: int | None = None) -> list[Job]:
+    """The runs of some groups and variants, a first seed of everything before a second.
+
+    Args:
+        names: GROUP or GROUP/VARIANT.
+        most: seeds of each variant at most.
+
+    Raises:
+        ValueError: there is no such group or variant.
+    """
+    jobs = []
+    for name in names:
+        group, _, variant = name.partition("/")
+        if group not in GROUPS or variant not in ("", *GROUPS[group].variants()):
+            known = GROUPS[group].variants() if group in GROUPS else GROUPS
+            raise ValueError(f"no {name!r}: choose from {', '.join(known)}")
+        seeds = range(min(GROUPS[group].seeds, most or GROUPS[group].seeds))
+        jobs += [(group, v, seed) for v in GROUPS[group].variants() if variant in ("", v) for seed in seeds]
+    return sorted(dict.fromkeys(jobs), key=lambda job: job[2])
 
 
-def run_job(job: Job, device: str) -> runs.Run:
-    """Train one variant from one random seed, and write the run."""
-    group, name, seed = job
-    variant, split = GROUPS[group].variants()[name], split_of(group, seed)
-    facts: runs.Run = {"group": group, "variant": name, "base": variant.base, "change": variant.change}
-    facts |= {"seed": seed, "data": "mnist", "split": split}
-    options = {"graph": torch.device(device).type == "cuda", **variant.options(split)}
-    path, weights = record_path(*job), GROUPS[group].weights
-    return train_run(path, variant.net, variant.recipe, load_split(split), facts, device, weights=weights, **options)
+def train_job(job: Job, device: str) -> tuple[Run, State]:
+    """Train one run, in a process of its own; returns its record and its weights."""
+    group, variant, seed = job
+    chosen, facts = GROUPS[group].variants()[variant], definition_of(job)
+    facts = {"group": group, "variant": variant} | facts
+    digits = load_mnist(split=facts["split"])
+    options: dict[str, Any] = {"graph": device.startswith("cuda"), **chosen.openings}
+    return train_run(chosen.net, chosen.recipe, digits, facts, device, **options)
+
+
+def keep(run: Run, state: State) -> None:
+    """Write the weights of a run, if they are to be published, and then its record."""
+    name, seed = run["variant"], run["seed"]
+    if seed < GROUPS[run["group"]].weights.get(name, 0):
+        path = runs.RESULTS / f"{name}.pt"
+        others = runs.read_weights(path) if path.exists() else {}
+        runs.write_weights(path, dict(sorted({**others, seed: state}.items())))
+    runs.save_run(runs.RESULTS / f"{run['group']}.jsonl", run)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing, several processes at a time.
+    """Train what is missing.
 
     Returns:
-        the exit code: 0; 1 if a training came to nothing; 2 for bad input; 130 if interrupted.
+        the exit code: 0; 2 for bad input; 130 if interrupted.
     """
     command = OneLineParser("study.py", __doc__)
-    command.add_argument("names", nargs="*", metavar="NAME", help="run only what has one of these in GROUP/VARIANT/")
-    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only random seeds 0 to N-1")
+    command.add_argument("names", nargs="+", metavar="GROUP[/VARIANT]", help=f"the groups are {', '.join(GROUPS)}")
+    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only seeds 0 to N-1")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
     try:
         device = pick_device(options.device)
-        load_mnist()
-        jobs = all_jobs(options.seeds)
-        if options.names:
-            jobs = [job for job in jobs if any(name in f"{job[0]}/{job[1]}/" for name in options.names)]
-        if not jobs:
-            raise ValueError(f"no variant has {' or '.join(options.names)} in its name: see experiments/variants.py")
+        load_mnist()  # it may have to download
+        jobs = jobs_of(options.names, options.seeds)
         with runs.claimed(runs.RESULTS / "study"):
-            missing = [job for job in jobs if not runs.read_run(record_path(*job), {"seed": job[2]}, weights=False)]
-            made = in_processes(run_job, missing, str(device), processes_at_once(device))
-            bar = tqdm(made, total=len(missing), unit="run", smoothing=0)
-            return int(any([command.failure(run) for run in bar]))
+            done: set[Job] = set()
+            for group in {job[0] for job in jobs}:
+                found, stale = finished(group)
+                done |= found.keys()
+                print("".join(f"{line}\n" for line in stale), end="", flush=True)
+            missing = [job for job in jobs if job not in done]
+            made = in_processes(train_job, missing, str(device), processes_at_once(device))
+            for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):
+                keep(run, state)
+        return 0
     except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
 

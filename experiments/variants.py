@@ -1,71 +1,69 @@
-"""What the study varies: a net, a recipe, or a part of `fit`, each as the difference from what it is compared with.
+"""What is trained for the published results: groups of variants, each a net and a recipe.
 
-A variant is one entry here, and `experiments/study.py` trains it.
+A variant is one entry here; `python -m experiments.study GROUP/VARIANT` trains it into `results/GROUP.jsonl`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.nets import PRIOR_NETS, MakeNet, linear_net, prior_net
-from model import STEPS
-from utils import Recipe, cross_entropy
-
-
-def no_options(split: str) -> dict[str, Any]:
-    """The options of a variant that leaves `fit` as it is."""
-    return {}
+from model import STEPS, FinalNet
+from utils import Recipe
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A net, a recipe and options of `fit`, mostly another variant with one thing changed.
+    """A net, how it is trained, and what of `fit` is opened.
 
     Attributes:
-        change: the difference from its base, in words.
-        net: makes the net.
+        net: makes the net: a class or function, or a `functools.partial` of one.
         recipe: how it is trained.
-        base: the variant that it is compared with, mostly of the same group; empty if there is none.
-        options: makes the keyword arguments of `fit` (optimizer, rate, augmentation, loss) for one run on a split.
+        openings: `rate`, `batches` or `loss` of `fit`, where they are not the defaults.
     """
 
-    change: str
     net: MakeNet
     recipe: Recipe
-    base: str = ""
-    options: Callable[[str], Mapping[str, Any]] = no_options
+    openings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Variants that share a table.
+    """Variants whose records share a file.
 
     Attributes:
-        variants: makes them, by name.
-        seeds: how many random seeds each is trained from, 0 to seeds - 1.
-        held_out: whether they are judged on held-out training images, not on the test set.
-        weights: whether the weights are kept too.
+        variants: by name.
+        seeds: how many seeds each is trained from, 0 to seeds - 1.
+        held_out: whether seed K is judged on the sixth K modulo 6 of the training images, or all on the test set.
+        weights: of how many seeds of each variant the weights are published too.
     """
 
     variants: Callable[[], dict[str, Variant]]
     seeds: int
-    held_out: bool = True
-    weights: bool = False
+    held_out: bool
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
-def baseline() -> dict[str, Variant]:
-    """What a classifier without convolution makes of nearly the same number of parameters as the three nets."""
-    return {"linear": Variant("a linear classifier", linear_net, STEPS[1].recipe)}
+def steps() -> dict[str, Variant]:
+    """The three steps as published."""
+    return {f"step{number}": Variant(step.net, step.recipe) for number, step in STEPS.items()}
 
 
-def stepped(after: float) -> Callable[[Recipe, int, int], float]:
-    """A learning rate that falls to a tenth after a fraction of the steps."""
-    return lambda recipe, step, total_steps: recipe.max_lr * (1.0 if step < after * total_steps else 0.1)
+def choices() -> dict[str, Variant]:
+    """The steps on held-out images, and what was considered beside them: other constant rates, and other views."""
+    found = steps()
+    for number, rate in ((1, 0.05), (2, 0.05), (2, 0.1)):
+        step = STEPS[number]
+        found[f"step{number}-rate-{rate}"] = Variant(step.net, replace(step.recipe, max_lr=rate))
+    grids = functools.partial(FinalNet, views=((0, 0), (0, 1), (1, 0), (1, 1)))
+    found["step3-four-grids"] = Variant(grids, STEPS[3].recipe)
+    return found
 
 
 class Plateau:
@@ -76,55 +74,54 @@ class Plateau:
 
     def __init__(self, patience: int = 2) -> None:
         self.patience, self.factor, self.bad_epochs, self.best = patience, 1.0, 0, float("inf")
-        self.losses: list[Tensor] = []
+        self.epoch, self.losses = 0, [0.0]
 
-    def loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of a batch, which is kept in mind until the epoch ends."""
-        value = cross_entropy(logits, labels, indices)
-        self.losses.append(value.detach() * len(labels))
+        value = F.cross_entropy(logits, labels)
+        self.losses.append(float(value.detach()) * len(labels))
         return value
 
-    def rate(self, recipe: Recipe, step: int, total_steps: int) -> float:
-        """The learning rate of a step; at the start of an epoch it may fall."""
-        if self.losses and step % (total_steps // recipe.epochs) == 0:
-            total = float(sum(self.losses))
-            self.losses.clear()
+    def rate(self, recipe: Recipe, done: float) -> float:
+        """The fraction of the learning rate; at the start of an epoch it may fall."""
+        if int(done * recipe.epochs) > self.epoch:
+            self.epoch, total, self.losses = int(done * recipe.epochs), sum(self.losses), []
             self.bad_epochs = 0 if total < self.best else self.bad_epochs + 1
             self.best = min(self.best, total)
             if self.bad_epochs > self.patience:
                 self.factor, self.bad_epochs = 0.1 * self.factor, 0
-        return recipe.max_lr * self.factor
+        return self.factor
 
 
-def on_plateau(split: str) -> dict[str, Any]:
-    """Options of `fit`: a rate that falls on a plateau of the training loss."""
-    plateau = Plateau()
-    return {"rate": plateau.rate, "loss": plateau.loss}
+def eight_epochs_then_a_tenth(recipe: Recipe, done: float) -> float:
+    """A learning rate that falls to a tenth after 8 of 15 epochs."""
+    return 1.0 if done < 8 / 15 else 0.1
 
 
 def prior() -> dict[str, Variant]:
-    """The prior solutions with their published recipe, as far as stated, and with ours.
+    """The prior solutions with their published recipe, as far as stated, and with ours; and a linear classifier.
 
     Where nothing is stated, SGD with Nesterov momentum 0.9 at a rate of 0.01 and batches of 128 are assumed, for D
     a patience of two epochs on the training loss, for E 7 degrees and a tenth of the width. Images are moved by
-    `random_affine`, and their mean is not subtracted.
+    `augment`, and their mean is not subtracted.
     """
-    published: dict[str, tuple[Recipe, Callable[[str], Mapping[str, Any]]]] = {
-        "A": (Recipe(max_lr=0.01, schedule="step", rotation=4.0), no_options),
-        "D": (Recipe(max_lr=0.01, rotation=15.0), on_plateau),
-        "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), no_options),
-        "F": (Recipe(max_lr=0.005, batch_size=64), lambda split: {"rate": stepped(8 / 15)}),
+    plateau = Plateau()
+    published: dict[str, tuple[Recipe, dict[str, Callable[..., Any]]]] = {
+        "A": (Recipe(max_lr=0.01, schedule="step", rotation=4.0), {}),
+        "D": (Recipe(max_lr=0.01, rotation=15.0), {"rate": plateau.rate, "loss": plateau.loss}),
+        "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), {}),
+        "F": (Recipe(max_lr=0.005, batch_size=64), {"rate": eight_epochs_then_a_tenth}),
     }
-    found = {}
+    found = {"linear": Variant(linear_net, STEPS[1].recipe)}
     for name, line in PRIOR_NETS.items():
         net = functools.partial(prior_net, line, norm_last=name == "E")
-        recipe, options = published[name]
-        found[f"{name}-published"] = Variant(f"{name}, recipe as published", net, recipe, options=options)
-        found[f"{name}-ours"] = Variant(f"{name}, our recipe", net, STEPS[3].recipe, f"{name}-published")
+        found[f"{name}-published"] = Variant(net, *published[name])
+        found[f"{name}-ours"] = Variant(net, STEPS[3].recipe)
     return found
 
 
 GROUPS = {
-    "baseline": Group(baseline, seeds=20, held_out=False),
+    "choices": Group(choices, seeds=6, held_out=True),
+    "steps": Group(steps, seeds=20, held_out=False, weights={"step1": 1, "step2": 1, "step3": 20}),
     "prior": Group(prior, seeds=3, held_out=False),
 }

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tinymnist.deslant import Deslant
+
 from utils import affine, normalize, receptive_field
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
+from tinymnist.deslant import Deslant
 
 from experiments import export
 from predict import load_net
 from tinymnist import runs
-from tinymnist.deslant import Deslant
 from tinymnist.runs import RESULTS
 from utils import Digits, accuracy
 

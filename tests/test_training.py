@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tinymnist.average import WeightAverage
 from torch import nn
 
 from model import STEPS, FinalNet, RegularizedNet, SetupNet
-from tinymnist.average import WeightAverage
 from tinymnist.recipe import Recipe, describe_changes, learning_rate, learning_rates
 from utils import augment, cross_entropy, evaluate, fit, normalize, pick_device, sgd, train_epoch
 

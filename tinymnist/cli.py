@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 INTERRUPTED = "interrupted; finished runs are kept, those under way are not written"
 
@@ -63,15 +63,6 @@ class OneLineParser(argparse.ArgumentParser):
         if sys.stderr is not None:  # print would take standard output in its place
             print(f"{self.prog}: {line}", file=sys.stderr)
         return 2
-
-    def failure(self, run: dict[str, Any]) -> bool:
-        """Whether a training came to nothing; if so, say it in one line on stderr."""
-        from tqdm import tqdm  # not above: `stop_at_once` has to be there soon
-
-        if "failed" in run:
-            name = "".join(f"{run[key]}/" for key in ("group", "variant") if key in run)
-            tqdm.write(f"{self.prog}: {name}seed {run['seed']} failed: {run['failed']}", file=sys.stderr)
-        return "failed" in run
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from tinymnist.runs import accuracy
+from tinymnist.recipe import Recipe, learning_rate
+from tinymnist.tables import History, accuracies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,26 +61,26 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     return figure
 
 
-def plot_history(history: list[dict[str, float]], rates: Sequence[float], target: float | None = None) -> Figure:
+def plot_history(history: History, recipe: Recipe, target: float | None = None) -> Figure:
     """Draw loss, accuracy and learning rate of a run over its epochs.
 
     Args:
         history: as returned by `fit`.
-        rates: the learning rate of each step.
+        recipe: that of the run, for the learning rate.
         target: accuracy in percent to mark with a line.
     """
-    epochs = [record["epoch"] for record in history]
+    epochs = np.arange(1, len(history["lr"]) + 1)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for part, color in (("train", "tab:orange"), ("test", "tab:blue")):
-        left.plot(epochs, [record[f"{part}_loss"] for record in history], color=color, marker=".", label=part)
-        middle.plot(epochs, [accuracy(record, part) for record in history], color=color, marker=".", label=part)
+        left.plot(epochs, history[f"{part}_loss"], color=color, marker=".", label=part)
+        middle.plot(epochs, accuracies(history, part), color=color, marker=".", label=part)
     left.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
     middle.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
-    lowest = min(accuracy(record) for record in history[1:] or history)
-    middle.set_ylim(max(lowest - 0.7, 0), 100.05)
+    middle.set_ylim(max(min(accuracies(history)[1:] or accuracies(history)) - 0.7, 0), 100.05)
     if target is not None:
         middle.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
-    right.plot([(i + 0.5) / len(rates) * len(history) for i in range(len(rates))], rates, color="tab:purple")
+    passed = np.linspace(0, 1, 500)
+    right.plot(passed * len(epochs), [recipe.max_lr * learning_rate(recipe, done) for done in passed], "tab:purple")
     right.set(title="Learning rate", xlabel="epochs passed", ylabel="learning rate")
     right.set_ylim(bottom=0)
     for axis in (left, middle, right):

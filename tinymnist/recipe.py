@@ -1,9 +1,10 @@
-"""How a net is trained: the recipe, and the learning rate that it gives to each step."""
+"""How a net is trained: the recipe, and the learning rate over a run."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+
+SCHEDULES = ("constant", "step", "one_cycle")
 
 
 @dataclass(frozen=True, repr=False)
@@ -13,15 +14,19 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step; the last batch of an epoch holds what is left.
-        max_lr: largest learning rate of the schedule.
-        schedule: "constant", "step" (a tenth from two thirds of the steps on; He et al., 2015) or
-            "one_cycle" (linear up, linear down to almost 0; Smith, 2018).
-        warmup: fraction of the steps in which "one_cycle" rises.
+        max_lr: the largest learning rate.
+        schedule: "constant", "step" or "one_cycle", see `learning_rate`.
+        warmup: fraction of the run in which "one_cycle" rises.
         momentum: Nesterov momentum of SGD (Sutskever et al., 2013).
         weight_decay: L2 penalty of SGD, on every parameter.
-        rotation, translation, scale, shear: strengths of `random_affine`; all 0 is no augmentation.
+        rotation: largest angle in degrees by which `augment` turns an image, either way.
+        translation: largest shift as a fraction of the width and of the height, either way.
+        scale: largest change of size as a fraction: 0.1 gives factors from 0.9 to 1.1.
         average: decay per step of the exponential moving average of the weights that is evaluated
             (Polyak and Juditsky, 1992); 0 evaluates the weights themselves.
+
+    Raises:
+        ValueError: no such schedule, or a number out of its range.
     """
 
     epochs: int = 15
@@ -34,14 +39,19 @@ class Recipe:
     rotation: float = 0.0
     translation: float = 0.0
     scale: float = 0.0
-    shear: float = 0.0
     average: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}: use one of {', '.join(SCHEDULES)}")
+        for name, low, high in (("epochs", 1, 1e9), ("batch_size", 1, 1e9), ("warmup", 0, 1), ("average", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be from {low} to {high:g}, not {getattr(self, name)}")
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        defaults = {f.name: f.default for f in fields(self)}
-        return f"Recipe({', '.join(f'{name}={value!r}' for name, value in values if value != defaults[name])})"
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Recipe({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
 
 def describe_changes(before: Recipe, after: Recipe) -> str:
@@ -50,24 +60,16 @@ def describe_changes(before: Recipe, after: Recipe) -> str:
     return "\n".join(f"{name}: {old} -> {new}" for name, old, new in pairs if old != new) or "no change"
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """The learning rate of step 0 <= step < total_steps.
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """The learning rate, as a fraction of `max_lr`, once a fraction `done` of the run is over.
 
-    Raises:
-        ValueError: the recipe names an unknown schedule.
+    "constant" stays at 1; "step" falls to a tenth after two thirds (He et al., 2015); "one_cycle" rises in a straight
+    line during the warm-up, and falls in a straight line to 0 (Smith, 2018).
     """
-    done = (step + 0.5) / total_steps
     if recipe.schedule == "constant":
-        return recipe.max_lr
+        return 1.0
     if recipe.schedule == "step":
-        return recipe.max_lr * (1.0 if done < 2 / 3 else 0.1)
-    if recipe.schedule == "one_cycle":
-        rising, falling = done / max(recipe.warmup, 1e-9), (1 - done) / (1 - recipe.warmup)
-        return recipe.max_lr * min(rising, falling)
-    raise ValueError(f"unknown schedule {recipe.schedule!r}: use 'constant', 'step' or 'one_cycle'")
-
-
-def learning_rates(recipe: Recipe, n_images: int) -> list[float]:
-    """The learning rate of each step of a whole run on that many images, in order."""
-    total_steps = recipe.epochs * math.ceil(n_images / recipe.batch_size)
-    return [learning_rate(recipe, step, total_steps) for step in range(total_steps)]
+        return 1.0 if done < 2 / 3 else 0.1
+    if done < recipe.warmup:
+        return done / recipe.warmup
+    return (1 - done) / (1 - recipe.warmup) if done < 1 else 0.0
