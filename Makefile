@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help reproduce test data results study bench export notebooks check-notebooks clean
+.PHONY: help reproduce test data study bench errors report report-check export notebooks check-notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -10,7 +10,7 @@ help: ## show this list
 reproduce: .venv/installed ## train the final net on the best device there is; fails if the target was missed
 	$(BIN)/python train.py --step 3
 
-test: .venv/tools ## run the linter, the type checker and the test suite
+test: report-check ## run the linter, the type checker, the report's check and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -19,23 +19,28 @@ test: .venv/tools ## run the linter, the type checker and the test suite
 data: .venv/installed ## fetch MNIST if it is not there yet, and check it
 	$(BIN)/python -c "import utils; utils.load_mnist()"
 
-results: .venv/installed ## train the random seeds behind the published results; finished ones are kept
-	for step in 1 2 3; do $(BIN)/python train.py --step $$step --seeds 20 --device cpu --out results || [ $$? = 1 ]; done
-	$(BIN)/python -m experiments.errors
-
-study: .venv/installed ## train what is missing of the study; finished runs are kept
-	$(BIN)/python -m experiments.study
+study: .venv/installed ## train what is missing of the published runs; finished ones are kept
+	$(BIN)/python -m experiments.study choices steps/step3
 
 bench: .venv/installed ## time the usual pipeline against this one, on the best device there is (about 25 minutes)
 	$(BIN)/python -m experiments.bench
 
-export: .venv/tools ## write the final net as ONNX, in float32 and 8 bits, and measure both for all random seeds
-	$(BIN)/python -m experiments.export --all-seeds
+errors: .venv/installed ## find the test images that the published nets get wrong
+	$(BIN)/python -m experiments.errors
+
+report: .venv/tools ## write results/README.md and the pictures from the records
+	$(BIN)/python -m experiments.report
+
+report-check: .venv/tools ## fail if one of them differs from the records, or a record from the code
+	$(BIN)/python -m experiments.report --check
+
+export: .venv/tools ## write the final net as ONNX, in float32 and in 8 bits, and measure both
+	$(BIN)/python -m experiments.export
 
 notebooks: .venv/installed ## execute the three notebooks again, in place
 	$(BIN)/python -m experiments.notebooks
 
-check-notebooks: .venv/installed ## execute the three notebooks into a temporary folder
+check-notebooks: .venv/installed ## execute the three notebooks, with two epochs each, into a temporary folder
 	$(BIN)/python -m experiments.notebooks --check
 
 clean: ## remove the environment and the caches

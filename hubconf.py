@@ -1,43 +1,52 @@
-"""torch.hub: `torch.hub.load("tiny-mnist/tiny-mnist", "tiny_mnist")` gives the final net with its weights."""
+"""torch.hub: `torch.hub.load("tiny-mnist/tiny-mnist", "tiny_mnist", trust_repo=True)` gives the final net, trained."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path as _Path  # torch.hub lists whatever can be called and has no underscore
+from typing import Any as _Any
 
-dependencies = ["PIL", "filelock", "matplotlib", "numpy", "torch", "tqdm"]  # as they are imported
+from torch import nn
 
-# torch.hub has this folder on the path only while it loads, so all is imported at once. A program may have modules of
-# its own that are named as those here; they are put aside meanwhile.
-_here = _Path(__file__).resolve().parent
-_named = {k: m for k, m in sys.modules.items() if k.partition(".")[0] in ("model", "utils", "tinymnist")}
-_others = {k: m for k, m in _named.items() if _here not in _Path(getattr(m, "__file__", "") or "").parents}
-for _name in _others:
-    del sys.modules[_name]
+dependencies = ["torch"]
+
+# A program, or the next repository that it loads, may have modules of the same names. So `model.py` is loaded under a
+# name of its own, which stays, so that the net can be pickled; `tinymnist` makes room again for what was there before.
+_others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "tinymnist"}
 try:
-    from model import FinalNet as _FinalNet
     from tinymnist.runs import RESULTS as _RESULTS
     from tinymnist.runs import load_weights as _load_weights
+
+    _spec = importlib.util.spec_from_file_location("tiny_mnist_model", _Path(__file__).resolve().with_name("model.py"))
+    assert _spec is not None
+    assert _spec.loader is not None
+    _model: _Any = sys.modules.get(_spec.name)
+    if _model is None or _model.__file__ != _spec.origin:  # nets of one program are to be of one class
+        _model = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(_model)
 finally:
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "tinymnist"]:
+        del sys.modules[_name]
     sys.modules.update(_others)
 
 
-def tiny_mnist(pretrained: bool = True, seed: int = 0) -> _FinalNet:
-    """The net of Step 3: float32 images (N, 1, 28, 28), uint8 / 255 / 0.3081 with background 0, to logits (N, 10).
+def tiny_mnist(pretrained: bool = True, seed: int = 0) -> nn.Module:
+    """The net of Step 3: float32 images (N, 1, 28, 28) to logits (N, 10).
+
+    Its input is uint8 / 255 / 0.3081 of a white digit on black, so that the background is 0: no mean is subtracted.
+    The usual `Normalize((0.1307,), (0.3081,))` is wrong for this net.
 
     Args:
         pretrained: with the published weights and in evaluation mode, or as it is before training.
-        seed: the published run, by its random seed.
+        seed: the published run.
 
     Raises:
-        ValueError: no weights are published for that random seed.
-        OSError: the weights are missing, or their SHA-256 sum is not that of their record.
+        ValueError: no weights are published for that seed; the message says for which there are.
+        OSError: the file of the weights is missing or damaged; the message names it.
     """
-    found, folder = _FinalNet(), _RESULTS / "step3"
+    net = _model.FinalNet()
     if not pretrained:
-        return found
-    seeds = sorted(int(path.stem.removeprefix("seed_")) for path in folder.glob("seed_*.json"))
-    if seeds and seed not in seeds:
-        raise ValueError(f"no published weights of random seed {seed!r}: use {seeds[0]} to {seeds[-1]}")
-    _load_weights(found, folder / f"seed_{seed}.pt")
-    return found.eval()
+        return net
+    _load_weights(net, _RESULTS / "step3.pt", seed)
+    return net.eval()

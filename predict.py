@@ -32,13 +32,14 @@ MARK = "Seen by predict.py"  # the key of a PNG text that names the image whose 
 
 
 def load_net(seed: int = 0) -> FinalNet:
-    """The final net with the published weights of a random seed, in evaluation mode on the CPU.
+    """The final net with the published weights of a seed, in evaluation mode on the CPU.
 
     Raises:
-        OSError: the weights are missing or damaged.
+        ValueError: no weights are published for that seed.
+        OSError: the file of the weights is missing or damaged.
     """
     net = FinalNet()
-    load_weights(net, RESULTS / "step3" / f"seed_{seed}.pt")
+    load_weights(net, RESULTS / "step3.pt", seed)
     return net.eval()
 
 
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         net = load_net()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return parser.failed(error)
     output, entries, code = Output(parser), [], 0
     for path in options.images:

@@ -1,13 +1,14 @@
 """Train a step from the command line.
 
-    python train.py --step 3                          one run, random seed 0, on the best device there is
-    python train.py --step 3 --seed 7 --threads 1     one run, random seed 7
-    python train.py --step 3 --seeds 20               random seeds 0 to 19, as many at a time as there are cores
+    python train.py --step 3                          seed 0, on the best device there is
+    python train.py --step 3 --seed 7 --threads 1     seed 7, on one CPU thread
+    python train.py --step 3 --seeds 20               seeds 0 to 19, as many at a time as there are cores
     torchrun --nproc-per-node 8 train.py --step 3 --seeds 100    shared out over 8 GPUs or machines
 
-Each run is written to OUT/stepK/seed_N.json, and its weights beside it as .pt. With --seeds a run that is already
-there is kept. The exit code is 0 if each run met the step's target, 1 if one missed it, 2 for bad input and 130
-after Ctrl-C. A training that comes to nothing, for example because its loss is not finite, leaves seed_N.failed.
+Each run is written to OUT/stepK/seed_N.json, and its weights beside it as .pt. A finished run is kept, so a call that
+was interrupted goes on where it stopped; a run of another kind, for example of fewer epochs, never takes its place.
+The exit code is 0 if each run met the step's target, 1 if one missed it, 2 for bad input and 130 after Ctrl-C. Under
+torchrun it is 0 also after a miss, since torchrun would stop the others: the same call without it then tells.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ if __name__ == "__main__":  # the imports below take seconds
     stop_at_once("train.py")
 
 import argparse
-import contextlib
+import json
+import os
+import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,20 +34,21 @@ from tqdm import tqdm
 
 from model import STEPS
 from tinymnist.cli import OneLineParser, run_program, whole_number
-from tinymnist.parallel import Ranks, in_processes, processes_at_once, torchrun_ranks
-from tinymnist.runs import Run, check_destination, check_writable, claimed, last_accuracies, meets, read_run
+from tinymnist.data import SIXTHS
+from tinymnist.parallel import in_processes, processes_at_once
+from tinymnist.runs import definition, differences, write_json, write_weights
+from tinymnist.tables import last_accuracies, meets
 from utils import (
     DataError,
     Digits,
     Recipe,
+    Run,
     count_parameters,
-    load_drawn,
     load_mnist,
     pick_device,
     receptive_field,
     receptive_field_table,
     train_run,
-    validation_split,
 )
 
 
@@ -53,15 +59,14 @@ def parser() -> OneLineParser:
     add("--step", type=int, choices=sorted(STEPS), required=True, help="which of the three steps")
     seeds = found.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="K", help="default: 0")
-    seeds.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="train random seeds 0 to N-1")
+    seeds.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="train seeds 0 to N-1")
     add("--threads", type=whole_number(1, 1024), metavar="T", help="CPU threads per net (default: all; --seeds: 1)")
     add("--epochs", type=whole_number(1, 100_000), metavar="E", help="default: as in the step's recipe")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps or xpu")
     add("--graph", action="store_true", help="on a CUDA device, replay the passes as CUDA graphs")
-    add("--data", metavar="DIR|drawn", help="folder with the files of MNIST, or drawn: digits from fonts")
+    add("--data", metavar="DIR", help="folder of MNIST: its files are in, or go to, DIR/MNIST/raw")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
-    held_out = "hold out the last sixth of the training images"
-    add("--validate", dest="split", action="store_const", const="validation", default="test", help=held_out)
+    add("--validate", action="store_true", help="hold out the last sixth of the training images in place of the tests")
     add("--summary", action="store_true", help="show the net and its receptive field, train nothing")
     return found
 
@@ -75,143 +80,126 @@ def show_summary(number: int) -> None:
     print(f"\nReceptive field, in pixels of the 28x28 image:\n\n{receptive_field_table(receptive_field(net))}")
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The step's recipe, with the number of epochs that was asked for."""
-    recipe = STEPS[options.step].recipe
-    return replace(recipe, epochs=options.epochs or recipe.epochs)
+class Plan(NamedTuple):
+    """What a call trains.
+
+    Attributes:
+        step: the step's number.
+        recipe: that of the step, with the number of epochs asked for.
+        split: what the runs are tested on.
+        out: the folder that they are written to.
+        graph: whether to use CUDA graphs.
+    """
+
+    step: int
+    recipe: Recipe
+    split: str
+    out: Path
+    graph: bool
+
+    @property
+    def name(self) -> Run:
+        """The first entries of each record."""
+        return {"group": "steps", "variant": f"step{self.step}"}
+
+    def path(self, seed: int) -> Path:
+        """Where the record of a seed goes."""
+        return self.out / f"step{self.step}" / f"seed_{seed}.json"
+
+    def finished(self, seed: int) -> Run | None:
+        """The run of a seed that is already there; None if there is none, or if it or its weights are damaged.
+
+        Raises:
+            ValueError: it is a run of another kind; the message says in what they differ.
+        """
+        path = self.path(seed)
+        try:
+            run = json.loads(path.read_bytes())
+            last_accuracies(run)
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        expected = self.name | definition(STEPS[self.step].net, self.recipe, seed, self.split)
+        if different := differences(run, expected):
+            raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
+        return run if zipfile.is_zipfile(path.with_suffix(".pt")) else None
+
+    def train(self, seed: int, digits: Digits, device: torch.device, progress: bool = False) -> Run:
+        """Train a seed and write the run: the weights first, since the record says that the run is finished."""
+        net = STEPS[self.step].net
+        run, state = train_run(net, self.recipe, digits, seed, self.split, device, progress, self.graph)
+        write_weights(self.path(seed).with_suffix(".pt"), state)
+        write_json(self.path(seed), self.name | run)
+        return self.name | run
 
 
-def expected_run(options: argparse.Namespace, seed: int) -> Run:
-    """What the record of a random seed says about the experiment."""
-    data = "drawn" if options.data == "drawn" else "mnist"
-    recipe = asdict(recipe_of(options))
-    return {"step": options.step, "seed": seed, "data": data, "split": options.split, "recipe": recipe}
+def train_in_process(job: tuple[Plan, int, str], arrays: list[np.ndarray]) -> Run:
+    """`Plan.train` in a process of its own, silently."""
+    plan, seed, device = job
+    return plan.train(seed, Digits(*map(torch.from_numpy, arrays)), torch.device(device))
 
 
-def record_path(options: argparse.Namespace, seed: int) -> Path:
-    """Where the record of a random seed goes."""
-    return options.out / f"step{options.step}" / f"seed_{seed}.json"
-
-
-def load_data(options: argparse.Namespace) -> Digits:
-    """MNIST or drawn digits, with the held-out split if asked for."""
-    digits = load_drawn() if options.data == "drawn" else load_mnist(options.data)
-    return validation_split(digits) if options.split == "validation" else digits
-
-
-def train(options: argparse.Namespace, seed: int, digits: Digits, device: torch.device, progress: bool = True) -> Run:
-    """Train the step from a random seed, and write the run."""
-    expected = expected_run(options, seed)
-    facts = {name: expected[name] for name in ("step", "seed", "data", "split")}
-    net, path = STEPS[options.step].net, record_path(options, seed)
-    return train_run(path, net, recipe_of(options), digits, facts, device, progress, graph=options.graph)
-
-
-def train_in_process(job: tuple[argparse.Namespace, int, str], arrays: list[np.ndarray]) -> Run:
-    """`train` in a process of `run_many`, silently."""
-    options, seed, device = job
-    return train(options, seed, Digits(*map(torch.from_numpy, arrays)), torch.device(device), progress=False)
-
-
-def judge(run: Run) -> bool | None:
+def judge(run: Run, number: int) -> bool | None:
     """Print what came out of a run, and the verdict.
 
     Returns:
-        whether the target was met, or None where it does not apply: it is about the recipe's full
-        number of epochs and the test set of MNIST. A training that came to nothing has missed it.
+        whether the target was met, or None where it does not apply: it is about the recipe's full number of epochs and
+        the test set.
     """
-    if parser().failure(run):
-        return False
-    step, last = STEPS[run["step"]], last_accuracies(run)
-    seconds = sum(record["seconds"] for record in run["history"])
+    step, last, history = STEPS[number], last_accuracies(run), run["history"]
     span = f"{min(last):.2f} % to {max(last):.2f} %"
-    text = f"seed {run['seed']}: {run['split']} accuracy, last {len(last)} epochs: {span}, after {seconds:.0f} s"
-    if run["data"] == "drawn":
-        tqdm.write(f"{text}; no verdict: these are digits drawn from fonts, not MNIST")
-        return None
-    if run["split"] == "validation" or run["recipe"]["epochs"] != step.recipe.epochs:
+    text = f"seed {run['seed']}: accuracy, last {len(last)} epochs: {span}, after {sum(history['seconds']):.0f} s"
+    if None in history["train_loss"] + history["test_loss"]:
+        text += "; the loss is not finite: a lower learning rate may help"
+    if run["split"] != "test" or run["recipe"]["epochs"] != step.recipe.epochs:
         tqdm.write(f"{text}; no verdict: the target is about {step.recipe.epochs} epochs and the test set")
         return None
-    met = meets(run, step.target)
-    tqdm.write(f"{text}; target {'met' if met else 'MISSED'}: at least {step.target:.2f} % in each")
+    met = meets(run, step.target, step.gap)
+    target = f"at least {step.target:.2f} % in each"
+    if step.gap is not None:
+        gap = run["train_accuracy"] - last[-1]
+        target += f", training images at most {step.gap:.2f} points above ({gap:.2f})"
+    tqdm.write(f"{text}; target {'met' if met else 'MISSED'}: {target}")
     return met
 
 
-def run_one(options: argparse.Namespace) -> bool:
-    """Train the one random seed that was asked for.
+def train_seeds(plan: Plan, seeds: Sequence[int], options: argparse.Namespace, device: torch.device) -> bool:
+    """Train the seeds that are not there yet, and judge all of them.
 
     Returns:
-        whether the target was missed.
+        whether one missed the target.
     """
-    device, step, path = pick_device(options.device), STEPS[options.step], record_path(options, options.seed)
-    digits = load_data(options)
-    check_writable(path.parent)
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    parameters = f"{count_parameters(step.net()):,} parameters"
-    print(f"step {options.step} ({step.theme}): {parameters}, seed {options.seed}, on {device}", flush=True)
-    run = train(options, options.seed, digits, device)
-    if "failed" not in run:
-        print(f"training images, classified with the final weights: {run['train_accuracy']:.2f} %")
-        print(f"written: {path} and {path.with_suffix('.pt').name}")
-    return judge(run) is False
+    found = {seed: plan.finished(seed) for seed in seeds}
+    missing = [seed for seed, run in found.items() if not run]
+    verdicts = []
+    for run in filter(None, found.values()):
+        print(
+            f"kept: {plan.path(run['seed'])}, trained on {run['device']} on {run['date']}; delete it to train it again"
+        )
+        verdicts.append(judge(run, plan.step))
+    for run in _trained(plan, missing, options, device) if missing else ():
+        tqdm.write(f"written: {plan.path(run['seed'])} and {plan.path(run['seed']).with_suffix('.pt').name}")
+        verdicts.append(judge(run, plan.step))
+    if len(verdicts) > 1 and None not in verdicts:
+        print(f"{verdicts.count(True)} of {len(verdicts)} seeds met the target")
+    return False in verdicts
 
 
-def run_many(options: argparse.Namespace, ranks: Ranks) -> bool:
-    """Train random seeds 0 to N-1 on the whole machine, and under torchrun a share of them in each rank.
-
-    A run that is already there is kept.
-
-    Returns:
-        whether a target was missed, in any rank.
-    """
-    device = pick_device(options.device)
-    if device.type == "cuda" and device.index is None and ranks.local_world > 1:
-        device = pick_device(f"cuda:{ranks.local_rank}")
-    digits = ranks.first_alone(lambda: load_data(options))  # it may have to download
-    folder = record_path(options, 0).parent
-    check_writable(folder)
-    with claimed(folder) if ranks.rank == 0 else contextlib.nullcontext():
-        return run_missing(options, ranks, digits, device)
-
-
-def run_missing(options: argparse.Namespace, ranks: Ranks, digits: Digits, device: torch.device) -> bool:
-    """`run_many`, once the data are there and no other call writes to the folder."""
-    seeds, threads = range(options.seeds), options.threads or 1
-    found = {seed: read_run(record_path(options, seed), expected_run(options, seed)) for seed in seeds}
-    kept = set().union(*ranks.gather({seed for seed, run in found.items() if run}))
-    mine = ranks.share([seed for seed in found if seed not in kept])
-    processes = processes_at_once(device, threads, ranks.local_world)
-    if mine:
-        print(f"step {options.step}: {len(mine)} random seeds, {min(processes, len(mine))} at a time, on {device}")
-    verdicts: dict[int, bool | None] = {}
-    for seed, run in found.items():
-        if run and ranks.local_rank == 0:
-            print(f"kept: {record_path(options, seed)}")
-            verdicts[seed] = judge(run)
-    for run in _trained(options, mine, digits, device, processes, threads):
-        if "failed" not in run:
-            tqdm.write(f"written: {record_path(options, run['seed'])}")
-        verdicts[run["seed"]] = judge(run)
-    for others in ranks.gather(verdicts):
-        verdicts |= others
-    if ranks.rank == 0 and None not in verdicts.values():
-        print(f"{list(verdicts.values()).count(True)} of {len(verdicts)} random seeds met the target")
-    return False in verdicts.values()
-
-
-def _trained(
-    options: argparse.Namespace,
-    seeds: Sequence[int],
-    digits: Digits,
-    device: torch.device,
-    processes: int,
-    threads: int,
-) -> Iterator[Run]:
-    """Each run of the random seeds as soon as it is written, with a bar."""
+def _trained(plan: Plan, seeds: list[int], options: argparse.Namespace, device: torch.device) -> Iterator[Run]:
+    """Each run as soon as it is written."""
+    digits, step = load_mnist(options.data, plan.split), STEPS[plan.step]
+    plan.path(0).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=plan.path(0).parent):  # better now than after the training
+        pass
+    print(f"step {plan.step} ({step.theme}): {count_parameters(step.net()):,} parameters, on {device}", flush=True)
+    if not options.seeds:
+        torch.set_num_threads(options.threads or torch.get_num_threads())
+        yield plan.train(seeds[0], digits, device, progress=True)
+        return
+    threads = options.threads or 1
+    processes = processes_at_once(device, threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    jobs = [(plan, seed, str(device)) for seed in seeds]
     arrays = [tensor.numpy() for tensor in digits]  # tensors would go through /dev/shm, which may be small
-    jobs = [(options, seed, str(device)) for seed in seeds]
-    runs = in_processes(train_in_process, jobs, arrays, processes, threads)
-    return tqdm(runs, total=len(jobs), unit="seed", smoothing=0, disable=not jobs)
+    yield from tqdm(in_processes(train_in_process, jobs, arrays, processes, threads), total=len(jobs), unit="seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,16 +214,19 @@ def main(arguments: list[str] | None = None) -> int:
         if options.summary:
             show_summary(options.step)
             return 0
-        if options.graph and pick_device(options.device).type != "cuda":
+        # torchrun sets these; a rank has its own GPU and takes every so many-th seed, and no rank waits for another.
+        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        device = pick_device(options.device)
+        if device.type == "cuda" and device.index is None and ranks > 1:
+            device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+        if options.graph and device.type != "cuda":
             raise ValueError("--graph needs a CUDA device: leave it out, or choose --device cuda")
-        full = options.split == "test" and recipe_of(options) == STEPS[options.step].recipe
-        check_destination(options.out, options.data != "drawn", full)
-        with torchrun_ranks() as ranks:
-            if options.seeds:
-                return int(run_many(options, ranks))
-            if ranks.world > 1:
-                raise ValueError("under torchrun say how many random seeds to share out: use --seeds N")
-            return int(run_one(options))
+        recipe = STEPS[options.step].recipe
+        recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
+        plan = Plan(options.step, recipe, SIXTHS[-1] if options.validate else "test", options.out, options.graph)
+        seeds = range(options.seeds) if options.seeds else [options.seed]
+        missed = train_seeds(plan, seeds[rank::ranks], options, device)
+        return int(missed and ranks == 1)
     except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
 

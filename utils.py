@@ -25,7 +25,7 @@ from tinymnist.devices import pick_device
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate
-from tinymnist.runs import Run, State, load_runs, load_weights, outcome, state_of
+from tinymnist.runs import Run, State, definition, load_runs, load_weights, outcome, state_of
 from tinymnist.tables import History, accuracies, last_accuracies, log_line, meets, run_summary
 
 
@@ -51,7 +51,9 @@ def train_epoch(
         mean loss over the images, number of them classified correctly while training, and their number.
     """
     model.train()
-    loss_sum, correct, total = 0.0, 0, 0
+    loss_sum: Tensor | float = 0.0
+    correct: Tensor | int = 0
+    total = 0
     for x, y in batches:
         logits = model(x)
         loss = criterion(logits, y)
@@ -82,7 +84,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     device = next(model.parameters(), images).device
     in_training = [module for module in model.modules() if module.training]
     model.eval()
-    loss_sum, correct = 0.0, 0
+    loss_sum: Tensor | float = 0.0
+    correct: Tensor | int = 0
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         logits, y = model(normalize(x.to(device))), y.to(device)
         loss_sum += F.cross_entropy(logits, y, reduction="sum")
@@ -98,7 +101,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     After n steps the decay is at most (1 + n) / (10 + n), so that the first weights soon lose their share.
     """
 
-    def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+    def update(averages: Any, values: Any, n: Any) -> None:
         share = 1 - ((1 + n) / (10 + n)).clamp(max=decay)  # a tensor, so that a GPU is not waited for
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point():
@@ -153,8 +156,9 @@ def fit(
         raise ValueError(f"graph=True needs a CUDA device, not {device}")
     torch.manual_seed(seed)  # dropout takes its random numbers from the global generator
     generator = torch.Generator(device).manual_seed(seed)
-    train_images, train_labels, test_images, test_labels = (tensor.to(device) for tensor in digits)
-    check_output(model.to(device), train_images, train_labels)
+    digits = Digits(*(tensor.to(device) for tensor in digits))
+    check_forms(model.to(device), digits)
+    train_images, train_labels, test_images, test_labels = digits
     loader = batches(train_images, train_labels, recipe, generator)
     steps = recipe.epochs * len(loader)
     optimizer = torch.optim.SGD(
@@ -191,18 +195,19 @@ def fit(
 
 
 @torch.no_grad()
-def check_output(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless a net gives logits (N, classes) for the images, and the labels are among the classes.
+def check_forms(model: nn.Module, digits: Digits) -> None:
+    """Raise ValueError unless images, labels and a net's logits are of the forms that training needs.
 
-    It runs once on a few images, which also gives lazy layers their shapes.
+    The net runs once on a few images, which also gives lazy layers their shapes.
     """
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        kind = str(labels.dtype).removeprefix("torch.")
-        raise ValueError(f"labels must be int64 ({len(images)},), not {kind} {tuple(labels.shape)}")
-    few, most = normalize(images[:2]), int(labels.max())
-    shape = tuple(model.eval()(few).shape)
-    if len(shape) != 2 or len(few) != shape[0] or shape[1] <= most:
-        raise ValueError(f"the net must give logits ({len(few)}, {most + 1}) for {len(few)} images, not {shape}")
+    for images, labels in (digits[:2], digits[2:]):
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            kind = str(labels.dtype).removeprefix("torch.")
+            raise ValueError(f"labels must be int64 ({len(images)},), not {kind} {tuple(labels.shape)}")
+        x, classes = normalize(images[:2]), int(labels.max()) + 1
+        shape = tuple(model.eval()(x).shape)
+        if len(shape) != 2 or shape[0] != len(x) or shape[1] < classes:
+            raise ValueError(f"the net must give logits (N, {classes}), not {shape} for {len(x)} images")
 
 
 @contextlib.contextmanager
@@ -221,26 +226,30 @@ def train_run(
     net: Callable[[], nn.Module],
     recipe: Recipe,
     digits: Digits,
-    facts: Run,
+    seed: int = 0,
+    split: str = "test",
     device: torch.device | str = "cpu",
     progress: bool = False,
-    **options: Any,
+    graph: bool = False,
+    **openings: Any,
 ) -> tuple[Run, State]:
-    """Train a net from its seed on.
+    """Train a net from its seed on, and say in a record what was trained, what came out and where.
 
     Args:
         net: makes the net once PyTorch's generators are seeded.
-        recipe, digits, device, progress, options: as for `fit`.
-        facts: the first entries of the record, which say what is trained (`definition`); `seed` is used.
+        recipe, digits, seed, device, progress, graph: as for `fit`.
+        split: what the test images of `digits` are, for the record.
+        openings: `rate`, `batches` and `loss`, as for `fit`.
 
     Returns:
         the record, and the net's weights.
     """
-    torch.manual_seed(facts["seed"])
+    torch.manual_seed(seed)
     model = net()
-    history = fit(model, recipe, digits, facts["seed"], device, progress, **options)
+    history = fit(model, recipe, digits, seed, device, progress, graph, **openings)
     fitted = evaluate(model, digits.train_images, digits.train_labels)
-    return facts | outcome(history, fitted, torch.device(device)), state_of(model)
+    run = definition(net, recipe, seed, split, **openings) | outcome(history, fitted, torch.device(device))
+    return run | {"graph": graph}, state_of(model)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import functools
 import itertools
+import json
 import statistics
 import subprocess
 import sys
@@ -30,19 +31,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tinymnist.deslant import Deslant
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import MNIST
 
 from experiments.nets import MakeNet, prior_net
 from model import STEPS, FinalNet
 from tinymnist.cli import OneLineParser, run_program
 from tinymnist.data import default_root
 from tinymnist.parallel import in_processes
-from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, read_json, write_json
-from utils import DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device, sgd
+from tinymnist.runs import REPOSITORY, RESULTS, commit, hardware, write_json
+from utils import Batches, DataError, Digits, Recipe, fit, load_mnist, normalize, pick_device
 
 REPEATS = 3
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
@@ -55,9 +53,12 @@ stock_net = functools.partial(prior_net, "c10 c16 c8 P c16 c16 c10 GAP lin", nor
 
 def stock_epochs(device: torch.device, workers: int) -> list[float]:
     """Seconds of one epoch with evaluation as earlier solutions do it: data set, PIL images, DataLoader."""
+    from torchvision import transforms
+    from torchvision.datasets import MNIST
+
     normalized = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     turned = transforms.Compose([transforms.RandomRotation(STOCK_RECIPE.rotation), *normalized])
-    train_set = MNIST(default_root(), train=True, transform=turned, download=True)  # or only unpacks
+    train_set = MNIST(default_root(), train=True, transform=turned)
     test_set = MNIST(default_root(), train=False, transform=transforms.Compose(normalized))
     pinned = device.type == "cuda"
     loader = functools.partial(DataLoader, batch_size=STOCK_RECIPE.batch_size, num_workers=workers, pin_memory=pinned)
@@ -82,8 +83,7 @@ def our_epochs(net: MakeNet, recipe: Recipe, digits: Digits, device: torch.devic
     """Seconds of each epoch with evaluation on our pipeline; the options are those of `fit`."""
     few = Digits(*(tensor[: WARM_UP * recipe.batch_size] for tensor in digits))
     fit(net(), replace(recipe, epochs=1), few, device=device, progress=False, **options)
-    history = fit(net(), recipe, digits, device=device, progress=False, **options)
-    return [record["seconds"] for record in history]
+    return fit(net(), recipe, digits, device=device, progress=False, **options)["seconds"]
 
 
 class NormFirstNet(FinalNet):
@@ -91,36 +91,38 @@ class NormFirstNet(FinalNet):
 
     def classify(self, x: Tensor) -> Tensor:
         """float (B, 1, 24, 24) to logits (B, 10)."""
-        x = self.pool(F.relu_(self.norm1(self.conv1(x))))
-        x = F.relu_(self.norm2(self.conv2(x)))
-        x = self.pool(F.relu_(self.norm3(self.conv3(x))))
-        x = self.pool(F.relu_(self.norm4(self.conv4(x))))
+        x = self.pool(F.relu(self.norm1(self.conv1(x))))
+        x = F.relu(self.norm2(self.conv2(x)))
+        x = self.pool(F.relu(self.norm3(self.conv3(x))))
+        x = self.pool(F.relu(self.norm4(self.conv4(x))))
         return self.head(x.flatten(1))
 
 
-class UncroppedNet(FinalNet):
-    """Step 3 on the whole 28x28 pixels."""
+class ChannelsFirstNet(FinalNet):
+    """Step 3 whose maps are laid out channels first, as PyTorch does by itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.deslant = Deslant()
-
-
-def channels_first(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """`sgd`, once the weights are back in the order channels first, which a convolution's output follows."""
-    return sgd(model.to(memory_format=torch.contiguous_format), recipe)
+    def classify(self, x: Tensor) -> Tensor:
+        """float (B, 1, 24, 24) to logits (B, 10)."""
+        return super().classify(x.clone(memory_format=torch.contiguous_format))
 
 
-def augment_by_library(images: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
+def augment_by_library(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """`augment` with `F.affine_grid`, which multiplies a small matrix per image, in place of ours."""
-    x = images.unsqueeze(1).float() / 255
-    u = torch.rand(5, len(x), generator=generator, device=x.device) * 2 - 1
-    angle, tan = torch.deg2rad(recipe.rotation * u[0]), torch.tan(torch.deg2rad(recipe.shear * u[4]))
-    cos, sin, scale = torch.cos(angle), torch.sin(angle), 1 + recipe.scale * u[3]
-    a, b, c, d = (cos - tan * sin) / scale, (sin + tan * cos) / scale, -sin / scale, cos / scale
-    right, down = 2 * recipe.translation * u[1], 2 * recipe.translation * u[2]
-    theta = torch.stack([a, b, -(a * right + b * down), c, d, -(c * right + d * down)], dim=1).view(-1, 2, 3)
-    return normalize(F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False))
+    x = normalize(images)
+    turn, right, down, size = torch.rand(4, len(x), generator=generator, device=x.device) * 2 - 1
+    angle, scale = torch.deg2rad(recipe.rotation * turn), 1 + recipe.scale * size
+    cos, sin, shift = torch.cos(angle) / scale, torch.sin(angle) / scale, 2 * recipe.translation
+    right, down = shift * right, shift * down
+    theta = torch.stack([cos, sin, -(cos * right + sin * down), -sin, cos, sin * right - cos * down], dim=1)
+    grid = F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def library_batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Batches:
+    """`Batches` that are augmented with `F.affine_grid`."""
+    batches = Batches(images, labels, recipe, generator)
+    batches.augment = augment_by_library
+    return batches
 
 
 @dataclass(frozen=True)
@@ -150,17 +152,16 @@ def contenders(part: str, device: torch.device) -> dict[str, Contender]:
     found = {
         "shipped": step("(none)"),
         "norm-first": step("pooling after BatchNorm and ReLU", net=NormFirstNet),
+        "channels-first": step("maps laid out channels first", net=ChannelsFirstNet),
         "batch-128": step(
             "batches of 128 at half the rate", recipe=replace(CHANGES_RECIPE, batch_size=128, max_lr=0.1, average=0.998)
         ),
-        "no-crop": step("the whole 28x28 pixels", net=UncroppedNet),
     }
     if device.type == "cuda":
         return found | {"graph": step("CUDA graphs in place of the plain loop", graph=True)}
     return found | {
-        "nchw": step("channels first in memory (NCHW)", make_optimizer=channels_first),
         "one-thread": step("one thread", threads=1),
-        "affine-grid": step("one thread, F.affine_grid in the augmentation", threads=1, augment=augment_by_library),
+        "affine-grid": step("one thread, F.affine_grid in the augmentation", threads=1, batches=library_batches),
     }
 
 
@@ -186,7 +187,7 @@ def time_contenders(part: str, device: torch.device) -> dict[str, Any]:
 
 
 def time_seeds(device: torch.device) -> dict[str, Any]:
-    """Wall time, start included, of many random seeds with one command, and of four single runs one after the other."""
+    """Wall time, start included, of many seeds with one command, and of four single runs one after the other."""
     count, seconds = 100 if device.type == "cuda" else 4, []
     command = [sys.executable, "train.py", "--step", "3", "--device", str(device), "--out"]
     for seeds, runs in [(f"--seeds={count}", count), *((f"--seed={seed}", 1) for seed in range(4))]:
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = pick_device(options.device)
         load_mnist()  # it may have to download
         path = RESULTS / f"bench_{device.type}.json"
-        results = read_json(path, dict) if path.exists() else {}
+        results = json.loads(path.read_bytes()) if path.exists() else {}
         facts = {"hardware": hardware(device), "torch_version": torch.__version__, "commit": commit()}
         for part in options.parts or PARTS:
             results[part] = (time_seeds(device) if part == "seeds" else time_contenders(part, device)) | facts

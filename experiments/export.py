@@ -1,10 +1,9 @@
 """Export the final net to ONNX, in float32 and in 8 bits, and compare both with PyTorch on the test images.
 
-python -m experiments.export                writes results/final.onnx and final-int8.onnx
-python -m experiments.export --all-seeds    also measures every published net, and writes results/int8.json
+python -m experiments.export     writes results/final.onnx, results/final-int8.onnx and their record, results/onnx.json
 
-It needs what tests/requirements.txt lists. The exit code is 0, 1 if an exported net computes something else, and 2 if
-something is missing.
+It needs what tests/requirements.txt lists. The exit code is 0, 1 if the float32 file computes something else than the
+net, and 2 if something is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ if __name__ == "__main__":  # the imports below take seconds
     stop_at_once("export.py")
 
 import copy
-import hashlib
 import logging
 import tempfile
 import warnings
@@ -25,46 +23,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from tinymnist.deslant import Deslant
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from predict import load_net
 from tinymnist.cli import OneLineParser, run_program
-from tinymnist.runs import RESULTS, commit, hardware, load_runs, write_atomically, write_json
-from utils import DataError, Digits, load_mnist, normalize
+from tinymnist.runs import RESULTS, commit, hardware, write_atomically, write_json
+from utils import DataError, load_mnist, normalize
 
 TOLERANCE = 1e-3  # largest difference of a logit in float32
-AGREEING = 0.998  # of the predictions in 8 bits
-CALIBRATION = slice(0, 1_000)  # the training images that the ranges of the 8-bit values are taken from
-JUDGED = slice(50_000, 60_000)  # the training images that decided against a scale for each channel of the weights
+CALIBRATION = 1_000  # training images that the ranges of the 8-bit values are taken from
 
 
 class ExportError(Exception):
-    """The logits or the predictions of an exported net differ from the net's."""
+    """The logits or the predictions of the float32 file differ from the net's."""
 
 
-class PlainDeslant(Deslant):
-    """`Deslant` for 28x28 pixels without grid sampling, which not every runtime has.
-
-    The shear moves pixels within their row, so each row is multiplied by the weights of its linear interpolation.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float (N, 1, 28, 28) to (N, 1, 28 - 2 crop, 28 - 2 crop)."""
-        rows, at, kept = images[:, 0], torch.arange(28.0) - 13.5, slice(self.crop, 28 - self.crop)
-        of_row, x_of_row = rows.sum(2), rows @ at
-        sums = (x_of_row.sum(1), of_row @ at, x_of_row @ at, of_row @ at**2)
-        x, y, xy, yy = (value / of_row.sum(1).clamp(min=1e-6) for value in sums)
-        slant = ((xy - x * y) / (yy - y**2).clamp(min=1e-3)).clamp(-1, 1)
-        source = at[kept] + slant[:, None, None] * (at[kept, None] - y[:, None, None])  # (N, rows, columns)
-        weights = (1 - (source[..., None] - at).abs()).relu()
-        return (weights @ rows[:, kept, :, None])[..., 0][:, None]
-
-
-def portable(net: nn.Module) -> nn.Module:
-    """A copy for export that computes the same: without grid sampling, and BatchNorm folded into its convolution.
+def folded(net: nn.Module) -> nn.Module:
+    """A copy of a net in evaluation mode that computes the same, with BatchNorm folded into the convolution before it.
 
     Normalization and ReLU may precede max-pooling where no scale is negative. What is pooled in 8 bits then has no
     negative half; the ReLU after pooling is left without effect.
@@ -73,110 +49,86 @@ def portable(net: nn.Module) -> nn.Module:
     layers = dict(net.named_children())
     for name, layer in layers.items():
         norm = layers.get(name.replace("conv", "norm"))
-        if isinstance(layer, Deslant):
-            setattr(net, name, PlainDeslant(layer.crop))
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and bool((norm.weight >= 0).all()):
             setattr(net, name, nn.Sequential(fuse_conv_bn_eval(layer, norm), nn.ReLU()))
             setattr(net, name.replace("conv", "norm"), nn.Identity())
     return net
 
 
-def to_onnx(net: nn.Module) -> bytes:
-    """The net as ONNX: "images", float32 (N, 1, 28, 28) as `normalize` returns them, to "logits" (N, 10)."""
+def to_onnx(net: nn.Module, opset: int = 13) -> bytes:
+    """The net as ONNX: "images", float32 (N, 1, 28, 28) as `normalize` returns them, to "logits", float32 (N, 10)."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the older of the two exporters writes the smaller file
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
-            portable(net), (torch.zeros(2, 1, 28, 28),), path, input_names=["images"], output_names=["logits"],
-            dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=13, dynamo=False,
+            folded(net), (torch.zeros(2, 1, 28, 28),), str(path), input_names=["images"], output_names=["logits"],
+            dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=opset, dynamo=False,
         )  # fmt: skip
         return path.read_bytes()
 
 
-def quantized(content: bytes, images: Tensor, per_channel: bool = False) -> bytes:
-    """The net in 8 bits, weights and values between the layers, with ranges from the images; deslanting stays float32.
+def to_int8(net: nn.Module, images: Tensor) -> bytes:
+    """The net as ONNX in 8 bits, weights and values between the layers; the logits stay float32.
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018.
+
+    Args:
+        net: the net in float32.
+        images: float32 (N, 1, 28, 28) that the ranges of the values are taken from.
     """
     import onnx
     from onnxruntime.quantization import quantize_static
 
-    net, batches = onnx.load_from_string(content), iter([{"images": images.numpy()}])
+    whole = onnx.load_from_string(to_onnx(net, opset=19))  # the lowest whose 8 bits onnx itself evaluates
+    batches = iter([{"images": images.numpy()}])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         quantize_static(
-            net, path, SimpleNamespace(get_next=lambda: next(batches, None)), per_channel=per_channel,
-            nodes_to_exclude=[node.name for node in net.graph.node if node.name.startswith("/deslant/")],
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # the logits stay float32
+            whole, path, SimpleNamespace(get_next=lambda: next(batches, None)),
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )  # fmt: skip
         return path.read_bytes()
 
 
 def logits_of(content: bytes, images: Tensor) -> Tensor:
-    """What onnxruntime computes of images on the CPU: (N, 10)."""
+    """What onnxruntime computes of images, float32 (N, 1, 28, 28), on the CPU: float32 (N, 10)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return torch.cat([torch.from_numpy(session.run(None, {"images": b.numpy()})[0]) for b in images.split(500)])
-
-
-def bytes_stored(content: bytes) -> int:
-    """Bytes of the weights, biases, scales and zero points: of all numbers but those of the deslanting."""
-    import onnx
-
-    return sum(onnx.numpy_helper.to_array(t).nbytes for t in onnx.load_from_string(content).graph.initializer)
+    return torch.cat([torch.from_numpy(session.run(None, {"images": b.numpy()})[0]) for b in images.split(250)])
 
 
 @torch.no_grad()
-def export(net: nn.Module, digits: Digits) -> tuple[bytes, bytes]:
-    """The net as ONNX, in float32 and in 8 bits; the batch size is dynamic.
+def check(content: bytes, net: nn.Module, images: Tensor) -> None:
+    """Compare an exported net with the net itself on images, float32 (N, 1, 28, 28).
 
     Raises:
-        ExportError: on the test images, a prediction or by more than the tolerance a logit differs in float32, or too
-            many predictions differ in 8 bits.
+        ExportError: a logit differs by more than the tolerance, or a prediction differs.
     """
-    images, whole = normalize(digits.test_images), to_onnx(net)
-    small = quantized(whole, normalize(digits.train_images[CALIBRATION]))
-    expected = torch.cat([net(batch) for batch in images.split(250)])
-    for content, least, tolerance in ((whole, 1.0, TOLERANCE), (small, AGREEING, float("inf"))):
-        logits = logits_of(content, images)
-        same, worst = int((logits.argmax(1) == expected.argmax(1)).sum()), (logits - expected).abs().max().item()
-        if same < least * len(images) or worst > tolerance:
-            raise ExportError(f"{same} of {len(images)} predictions agree, and logits differ by up to {worst:.1e}")
-    return whole, small
-
-
-def measure(seed: int, digits: Digits) -> dict[str, Any]:
-    """A published net in float32 and in 8 bits: on the test images, and on training images what decides the form."""
-    whole, few = to_onnx(load_net(seed)), normalize(digits.train_images[CALIBRATION])
-    files = {"float32": whole, "int8": quantized(whole, few), "int8 per channel": quantized(whole, few, True)}
-    weights = (RESULTS / "step3" / f"seed_{seed}.pt").read_bytes()
-    row: dict[str, Any] = {"seed": seed, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    for name, content in files.items():
-        judged = logits_of(content, normalize(digits.train_images[JUDGED]))
-        row[name] = {"training_loss": F.cross_entropy(judged, digits.train_labels[JUDGED]).item()}
-        row[name] |= {"bytes_stored": bytes_stored(content), "bytes_of_file": len(content)}
-        if name != "int8 per channel":  # not chosen, so the test images have no part in it
-            predicted = logits_of(content, normalize(digits.test_images)).argmax(1)
-            row[name]["test_correct"] = int((predicted == digits.test_labels).sum())
-    return row
+    expected, logits = torch.cat([net(batch) for batch in images.split(250)]), logits_of(content, images)
+    worst, others = (logits - expected).abs().max().item(), int((logits.argmax(1) != expected.argmax(1)).sum())
+    if others or not worst <= TOLERANCE:  # it may be nan
+        raise ExportError(f"{others} of {len(images)} predictions differ, and logits by up to {worst:.1e}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Export the net; returns the exit code."""
     parser = OneLineParser("export.py", __doc__)
-    parser.add_argument("--all-seeds", action="store_true", help="also measure every published net: results/int8.json")
-    options = parser.parse_args(arguments)
+    parser.parse_args(arguments)
     try:
-        digits = load_mnist()
-        for name, content in zip(("final.onnx", "final-int8.onnx"), export(load_net(), digits), strict=True):
+        digits, net = load_mnist(), load_net()
+        images = normalize(digits.test_images)
+        small, whole = to_int8(net, normalize(digits.train_images[:CALIBRATION])), to_onnx(net)
+        check(whole, net, images)
+        record: dict[str, Any] = {"seed": 0, "test_total": len(images)}
+        for name, content in (("final.onnx", whole), ("final-int8.onnx", small)):
+            correct = int((logits_of(content, images).argmax(1) == digits.test_labels).sum())
+            record[name] = {"bytes": len(content), "test_correct": correct}
             write_atomically(RESULTS / name, content)
-            print(f"written: {RESULTS / name}, {len(content):,} bytes")
-        if options.all_seeds:
-            record: dict[str, Any] = {f"{name}_version": version(name) for name in ("torch", "onnx", "onnxruntime")}
-            record |= {"commit": commit(), "hardware": hardware(torch.device("cpu"))}
-            record["runs"] = [measure(run["seed"], digits) for run in load_runs("step3")]
-            write_json(RESULTS / "int8.json", record)
+            print(f"written: {RESULTS / name}, {len(content):,} bytes, {correct:,} of {len(images):,} images correct")
+        record["versions"] = {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+        record |= {"commit": commit(), "hardware": hardware(torch.device("cpu"))}
+        write_json(RESULTS / "onnx.json", record)
     except ExportError as error:
         parser.failed(error)
         return 1

@@ -17,8 +17,6 @@ if __name__ == "__main__":  # the imports below take seconds
 
     stop_at_once("study.py")
 
-from typing import Any
-
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
@@ -32,11 +30,16 @@ from utils import DataError, load_mnist, pick_device, train_run
 Job = tuple[str, str, int]  # group, variant and seed
 
 
+def split_of(group: str, seed: int) -> str:
+    """What a run is tested on: the test set, or the sixth of the training images that belongs to its seed."""
+    return SIXTHS[seed % 6] if GROUPS[group].held_out else "test"
+
+
 def definition_of(job: Job) -> Run:
     """What the record of a run has to say to count as done."""
     group, variant, seed = job
-    chosen, split = GROUPS[group].variants()[variant], SIXTHS[seed % 6] if GROUPS[group].held_out else "test"
-    return runs.definition(chosen.net, chosen.recipe, seed, split, **chosen.openings)
+    chosen = GROUPS[group].variants()[variant]
+    return runs.definition(chosen.net, chosen.recipe, seed, split_of(group, seed), **chosen.openings)
 
 
 def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
@@ -84,11 +87,10 @@ def jobs_of(names: list[str], most: int | None = None) -> list[Job]:
 def train_job(job: Job, device: str) -> tuple[Run, State]:
     """Train one run, in a process of its own; returns its record and its weights."""
     group, variant, seed = job
-    chosen, facts = GROUPS[group].variants()[variant], definition_of(job)
-    facts = {"group": group, "variant": variant} | facts
-    digits = load_mnist(split=facts["split"])
-    options: dict[str, Any] = {"graph": device.startswith("cuda"), **chosen.openings}
-    return train_run(chosen.net, chosen.recipe, digits, facts, device, **options)
+    chosen, split, graph = GROUPS[group].variants()[variant], split_of(group, seed), device.startswith("cuda")
+    digits = load_mnist(split=split)
+    run, state = train_run(chosen.net, chosen.recipe, digits, seed, split, device, graph=graph, **chosen.openings)
+    return {"group": group, "variant": variant} | run, state
 
 
 def keep(run: Run, state: State) -> None:

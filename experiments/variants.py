@@ -30,7 +30,7 @@ class Variant:
 
     net: MakeNet
     recipe: Recipe
-    openings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    openings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def prior() -> dict[str, Variant]:
     `augment`, and their mean is not subtracted.
     """
     plateau = Plateau()
-    published: dict[str, tuple[Recipe, dict[str, Callable[..., Any]]]] = {
+    published: dict[str, tuple[Recipe, dict[str, Any]]] = {
         "A": (Recipe(max_lr=0.01, schedule="step", rotation=4.0), {}),
         "D": (Recipe(max_lr=0.01, rotation=15.0), {"rate": plateau.rate, "loss": plateau.loss}),
         "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), {}),

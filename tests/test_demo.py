@@ -70,13 +70,13 @@ def test_a_port_in_use_is_one_line(capsys):
 
 def test_missing_weights_are_one_line(monkeypatch, capsys):
     def missing():
-        raise FileNotFoundError(2, "No such file or directory", "seed_0.pt")
+        raise FileNotFoundError(2, "No such file or directory", "step3.pt")
 
     monkeypatch.setattr(demo, "load_net", missing)
     assert demo.main([]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "seed_0.pt" in err
+    assert "step3.pt" in err
 
 
 @pytest.fixture(scope="module")

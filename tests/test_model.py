@@ -1,70 +1,92 @@
-"""The nets and the steps: forms, budgets, and the sums in the docstrings."""
+"""The nets and the steps: shapes, the table of the parameters, views, and how the steps differ."""
 
 import re
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from model import STEPS, FinalNet, RegularizedNet, SetupNet
-from utils import Recipe, count_parameters, learning_rate, receptive_field
+import model
+from model import STEPS, FinalNet, RegularizedNet, SetupNet, crop
+from utils import count_parameters
 
-# "    conv1    8 x 26 x 26          1 *  8 * 3 * 3 +  8 = 80"
-ROW = re.compile(r"^ +(\w+) +(\d+(?: x +\d+)*|)(?: {2,}([+\d *]*)= (\d+))?$", re.MULTILINE)
 NETS = [SetupNet, RegularizedNet, FinalNet]
+# "conv1    8 x 24 x 24    1 *  8 * 3 * 3 =   72          8                16"
+ROW = re.compile(r"^(\w+) +(\d+(?: x +\d+)*)(?: +([\d *]+) = +(\d+) +(\d+) +(\d+).*)?$", re.MULTILINE)
+ROWS = ROW.findall(model.__doc__)
+
+
+@pytest.mark.parametrize(("net", "column"), [(SetupNet, 4), (RegularizedNet, 5), (FinalNet, 5)])
+def test_the_table_adds_up_the_parameters(net, column):
+    counts, told = {}, {row[0]: [int(row[3]), int(row[column])] for row in ROWS if row[2]}
+    for name, parameter in net().named_parameters():
+        weight = name.endswith("weight") and not name.startswith("norm")
+        layer = name.partition(".")[0].replace("norm", "conv")
+        counts.setdefault(layer, [0, 0])[0 if weight else 1] += parameter.numel()
+    assert counts == told
+    assert all(eval(row[2]) == int(row[3]) for row in ROWS if row[2])
+    totals = [int(n) for n in re.findall(r"\d+", re.search(r"^total .*$", model.__doc__, re.M)[0])]
+    weights, others = (sum(values) for values in zip(*told.values(), strict=True))
+    assert [weights, others, weights + others] == [totals[0], *totals[2 * column - 7 : 2 * column - 5]]
+    assert count_parameters(net()) == weights + others < 8000
+    assert f"{weights + others:,} parameters" in (net.__doc__ + RegularizedNet.__doc__)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_docstring_adds_up_the_parameters(net):
-    model = net()
-    rows = {name: (terms, int(total)) for name, _, terms, total in ROW.findall(net.__doc__) if total}
-    _, total = rows.pop("total")
-    counts = {name: count_parameters(layer) for name, layer in model.named_children()}
-    assert {name: count for name, count in counts.items() if count} == {name: n for name, (_, n) in rows.items()}
-    assert all(eval(terms) == n for terms, n in rows.values())
-    assert sum(n for _, n in rows.values()) == total == count_parameters(model)
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_docstring_tells_the_shapes(net):
-    shapes = {}
-    model = net().eval()
-    for name, layer in model.named_children():
-        layer.register_forward_hook(lambda _m, _i, out, name=name: shapes.setdefault(name, []).append(out.shape[1:]))
-    model(torch.zeros(1, 1, 28, 28))
-    told = {}
-    for name, shape, *_ in ROW.findall(net.__doc__):
-        if shape:
-            told.setdefault(name, []).append([int(n) for n in shape.split("x")])
-    shapes.pop("drop", None)
-    assert told == {name: [list(shape) for shape in value] for name, value in shapes.items()}
+def test_the_table_tells_the_shapes(net):
+    found, made = [("crop", list(crop(torch.zeros(1, 1, 28, 28)).shape[1:]))], net().train()
+    for name, layer in made.named_children():
+        layer.register_forward_hook(lambda _m, _i, out, name=name: found.append((name, list(out.shape[1:]))))
+    made(torch.zeros(2, 1, 28, 28))
+    told = [(row[0], [int(n) for n in row[1].split("x")]) for row in ROWS]
+    assert told == [(name, shape) for name, shape in found if not name.startswith("norm")]
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_logits_for_any_batch_size(net):
-    for n in (1, 5):
+    for n in (0, 1, 5):
         logits = net().eval()(torch.zeros(n, 1, 28, 28))
         assert (logits.shape, logits.dtype) == ((n, 10), torch.float32)
 
 
-def test_step_1_is_plain_and_step_2_regularizes():
-    kinds = {number: {type(layer) for layer in step.net().modules()} for number, step in STEPS.items()}
-    assert kinds[1] & {nn.BatchNorm2d, nn.Dropout, nn.AdaptiveAvgPool2d} == set()
-    assert kinds[2] >= {nn.BatchNorm2d, nn.Dropout, nn.AdaptiveAvgPool2d}
-    assert STEPS[1].recipe == replace(Recipe(), max_lr=STEPS[1].recipe.max_lr)
+def test_views_are_shifted_crops_whose_logits_are_averaged():
+    net, x = FinalNet().eval(), torch.rand(3, 1, 28, 28)
+    assert torch.equal(crop(x, -1, 2), x[:, :, 1:25, 4:28])
+    views = [net.classify(F.pad(x, (-dx, dx, -dy, dy))[:, :, 2:26, 2:26]) for dy, dx in net.views]
+    assert sorted(net.views) == [(-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert torch.allclose(net(x), torch.stack(views).mean(0), atol=1e-5)
+    one, plain = FinalNet(views=[(0, 0)]).eval(), RegularizedNet().eval()
+    for other in (one, plain):
+        other.load_state_dict(net.state_dict())  # no view adds a parameter
+    assert torch.allclose(one(x), plain(x), atol=1e-5)
+    net.train(), plain.train()
+    assert torch.equal(net(x), plain(x))
 
 
-def test_every_step_keeps_to_its_budget_15_epochs_and_a_known_schedule():
-    for step in STEPS.values():
-        assert count_parameters(step.net()) < 10_000
-        assert step.recipe.epochs == 15
-        assert learning_rate(step.recipe, 0, 100) > 0
-    assert count_parameters(STEPS[3].net()) < 8_000
+def test_pixels_that_the_crop_leaves_out_do_not_matter():
+    net, x = RegularizedNet().eval(), torch.rand(1, 1, 28, 28)
+    assert torch.equal(net(x), net(F.pad(x[:, :, 2:26, 2:26], (2, 2, 2, 2), value=7.0)))
+
+
+def test_each_step_is_one_idea():
+    layers = [[(type(m), tuple(getattr(m, "weight", torch.ones(1)).shape)) for m in net().children()] for net in NETS]
+    no_norm = [[layer for layer in own if layer[0] is not nn.BatchNorm2d] for own in layers]
+    assert no_norm[0] == no_norm[1] == no_norm[2]
+    assert layers[1] == layers[2]
+    recipes = [asdict(STEPS[number].recipe) for number in (1, 2, 3)]
+    changes = [{name for name in recipes[0] if before[name] != after[name]}
+               for before, after in zip(recipes, recipes[1:], strict=False)]  # fmt: skip
+    assert changes == [{"rotation", "translation", "scale"}, {"batch_size", "schedule", "max_lr", "average"}]
+    assert {step.recipe.epochs for step in STEPS.values()} == {15}
     assert STEPS[3].target == 99.4
 
 
-def test_the_last_values_of_the_final_net_see_the_whole_upright_digit():
-    rows = receptive_field(FinalNet())
-    assert [row.receptive_field for row in rows] == [1, 1, 3, 4, 8, 12, 14, 22, 26, 24]
-    assert rows[-2].receptive_field > rows[-1].receptive_field == rows[1].size_out == 24
+def test_importing_the_nets_needs_torch_alone():
+    heavy = "{'matplotlib', 'PIL', 'tqdm', 'filelock', 'torchvision', 'utils'}"
+    code = f"import sys, torch; before = set(sys.modules); import model; print({heavy} & (set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,5 +1,6 @@
 """tinymnist/picture.py: picture files of any mode are read, and what cannot be read is refused in one line."""
 
+import functools
 import os
 import struct
 import zlib
@@ -12,7 +13,6 @@ from predict import classify, load_net
 from tinymnist.picture import PictureError, open_picture
 from tinymnist.prepare import prepare
 
-NET = load_net()
 # Orientation 6, and an aperture of -1/0, which cannot be written again.
 BAD_EXIF = (
     b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x04\x92\n\0\x01\0\0\0&\0\0\0\0\0\0\0"
@@ -26,8 +26,11 @@ def seven() -> Image.Image:
     return image
 
 
+net = functools.cache(load_net)
+
+
 def read(image: Image.Image) -> int:
-    probabilities = classify(NET, prepare(image))
+    probabilities = classify(net(), prepare(image))
     return probabilities.index(max(probabilities))
 
 

@@ -1,32 +1,165 @@
-"""Records and weights: what is damaged is refused by name, and one process at a time writes."""
+"""Records and weights: what decides a run, files that are there whole or not at all, and what is damaged."""
 
-import gc
+import functools
 import json
 import os
 import pickle
 import re
 import subprocess
-import sys
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model import STEPS, FinalNet
+from model import STEPS, FinalNet, RegularizedNet
 from tinymnist import runs
-from utils import Digits, Recipe, TrainingError, fit, train_run
+from tinymnist.runs import definition, differences, load_weights, read_runs, save_run, write_weights
+from utils import Recipe, learning_rate, train_run
 
-TINY = Recipe(epochs=1, batch_size=64)
-FACTS = {"step": 3, "seed": 0, "data": "drawn", "split": "test"}
+TINY = Recipe(epochs=1, batch_size=128)
+
+
+def record(seed: int = 0, **values) -> dict:
+    history = {"test_correct": [9, 10], "test_total": [10, 10]}
+    return {"group": "g", "variant": "v", "seed": seed, "history": history, **values}
+
+
+def parabola(recipe, done, power=2):
+    return (1 - done) ** power
+
+
+def test_a_record_says_all_that_decides_a_run_and_where_it_was_made(drawn):
+    run, state = train_run(STEPS[3].net, TINY, drawn, 7, rate=functools.partial(parabola, power=3))
+    assert json.loads(json.dumps(run)) == run
+    assert run["seed"] == 7
+    assert (run["net"], run["arguments"]) == ("model.FinalNet", {"views": [[-1, 0], [1, 0], [0, -1], [0, 1]]})
+    assert (run["parameters"], run["recipe"]["batch_size"], run["split"]) == (7866, 128, "test")
+    assert run["rate"].endswith("parabola(power=3)")
+    assert run["batches"] == "tinymnist.augmentation.Batches"
+    assert run["loss"] == "torch.nn.functional.cross_entropy"
+    assert run["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert {"date", "device", "hardware", "threads", "commit", "train_accuracy"} <= set(run)
+    assert len(run["history"]["test_correct"]) == 1
+    FinalNet().load_state_dict(state)
+
+
+def test_what_is_not_the_same_definition_is_named(drawn):
+    first = definition(FinalNet, TINY, 0, "test")
+    assert differences(first, first) == []
+    assert differences(first | {"date": "today"}, first) == []
+    one_view = functools.partial(FinalNet, views=((0, 0),))
+    for other, line in [
+        (definition(FinalNet, replace(TINY, epochs=2), 0, "test"), "recipe epochs 1, not 2"),
+        (definition(one_view, TINY, 0, "test"), "arguments .*, not {'views': \\[\\[0, 0\\]\\]}"),
+        (definition(RegularizedNet, TINY, 0, "test"), "net 'model.FinalNet', not 'model.RegularizedNet'"),
+        (definition(FinalNet, TINY, 0, "sixth-1"), "split 'test', not 'sixth-1'"),
+        (definition(FinalNet, TINY, 0, "test", rate=parabola), "rate 'tinymnist.recipe.learning_rate', not .*parabola"),
+        (definition(FinalNet, TINY, 0, "test", loss=functools.partial(F.cross_entropy, label_smoothing=0.1)),
+         "loss .*cross_entropy', not 'torch.nn.functional.cross_entropy\\(label_smoothing=0.1\\)'"),
+    ]:  # fmt: skip
+        assert re.match(line, differences(first, other)[0])
+    assert differences({}, first)[0] == "seed None, not 0"  # as in a record of an earlier form
+    assert definition(FinalNet, TINY, 0, "test", rate=learning_rate) == first
+
+
+def test_defining_a_run_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    definition(FinalNet, TINY, 0, "test")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_run_is_a_line_and_replaces_an_earlier_one_of_its_variant_and_seed(tmp_path):
+    path = tmp_path / "new" / "g.jsonl"
+    assert read_runs(path) == []
+    for run in (record(0), record(1), record(0, variant="w"), record(0, date="later")):
+        save_run(path, run)
+    assert len(path.read_text().splitlines()) == 3
+    assert [(r["variant"], r["seed"], r.get("date")) for r in read_runs(path)] == [
+        ("v", 1, None), ("w", 0, None), ("v", 0, "later"),
+    ]  # fmt: skip
+
+
+def test_a_last_line_that_was_cut_off_is_told_and_left_out(tmp_path, capsys):
+    path = tmp_path / "g.jsonl"
+    save_run(path, record(0))
+    save_run(path, record(1))
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [run["seed"] for run in read_runs(path)] == [0]
+    err = capsys.readouterr().err
+    assert err == f"{path}: the last line was cut off; that run will be trained again\n"
+    save_run(path, record(1))
+    assert [run["seed"] for run in read_runs(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"7", b"{}", b'{"group": "g"}', b"", b"\xff", b'{"history": []}'])
+def test_another_damaged_line_is_refused_by_name(tmp_path, line):
+    path = tmp_path / "g.jsonl"
+    save_run(path, record(0))
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(ValueError, match=re.escape(f"line 1 of {path} is damaged (")):
+        read_runs(path)
+
+
+def test_published_runs_are_loaded_by_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    for seed in (2, 0, 1):
+        save_run(tmp_path / "g.jsonl", record(seed))
+    assert [run["seed"] for run in runs.load_runs("g", "v")] == [0, 1, 2]
+    with pytest.raises(FileNotFoundError, match=r"no finished run of w in .*g\.jsonl: python -m experiments.study g"):
+        runs.load_runs("g", "w")
+
+
+@pytest.mark.parametrize("fault", ["write", "replace"])
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch, fault):
+    path = tmp_path / "g.jsonl"
+    save_run(path, record(0))
+    before = path.read_bytes()
+
+    def full(*_args, **_options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync" if fault == "write" else "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        save_run(path, record(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["g.jsonl"]
+    assert path.read_bytes() == before
+
+
+def test_a_file_system_without_modes_costs_nobody_a_run(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    save_run(tmp_path / "g.jsonl", record(0))
+    assert [run["seed"] for run in read_runs(tmp_path / "g.jsonl")] == [0]
 
 
 @pytest.fixture
-def record(tmp_path, drawn) -> Path:
-    """The record of a run."""
-    train_run(tmp_path / "step3" / "seed_0.json", FinalNet, TINY, drawn, FACTS)
-    return tmp_path / "step3" / "seed_0.json"
+def weights(tmp_path):
+    """The weights of two runs, by seed."""
+    write_weights(tmp_path / "step3.pt", {seed: FinalNet().state_dict() for seed in (0, 1)})
+    return tmp_path / "step3.pt"
+
+
+def test_weights_are_loaded_by_seed(weights):
+    nets = [FinalNet(), FinalNet()]
+    for seed, net in enumerate(nets):
+        load_weights(net, weights, seed)
+    assert not torch.equal(nets[0].conv1.weight, nets[1].conv1.weight)
+    for seed in (-1, 2, 0.5, "0", None):
+        with pytest.raises(ValueError, match=rf"^no published weights of seed {seed!r}: use 0 to 1$"):
+            load_weights(FinalNet(), weights, seed)
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 DAMAGES = {
@@ -34,138 +167,39 @@ DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "Git LFS pointer": lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 4\n"),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b"conv2", b"conv5", 1)),
-    "another net's": lambda path: torch.save(STEPS[2].net().state_dict(), path),
+    "another net's": lambda path: torch.save({0: STEPS[1].net().state_dict()}, path),
     "no weights": lambda path: torch.save([1, 2], path),
+    "hostile": lambda path: torch.save(Hostile(path.with_name("made")), path),
+    "hostile pickle": lambda path: path.write_bytes(pickle.dumps(Hostile(path.with_name("made")))),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_without_its_weights_is_not_finished_and_they_are_refused_by_name(record, damage):
-    weights = record.with_suffix(".pt")
-    assert runs.read_run(record, FACTS)["seed"] == 0
-    runs.load_weights(FinalNet(), weights)
+def test_damaged_weights_are_refused_by_name_and_run_no_code(weights, damage):
     DAMAGES[damage](weights)
-    assert runs.read_run(record, FACTS) is None
-    assert runs.read_run(record, FACTS, weights=False)
-    with pytest.raises(OSError, match=re.escape(f"no weights of FinalNet in {weights} (")) as caught:
-        runs.load_weights(FinalNet(), weights)
+    with pytest.raises(OSError, match=re.escape(f"in {weights} (")) as caught:
+        load_weights(FinalNet(), weights)
     assert "\n" not in str(caught.value)
+    assert not weights.with_name("made").exists()
 
 
-def test_weights_are_those_that_the_record_names(record):
-    weights, run = record.with_suffix(".pt"), json.loads(record.read_text())
-    net = FinalNet()
-    runs.load_weights(net, weights)
-    with torch.no_grad():
-        net.conv1.weight[0, 0, 0, 0] += 1e-3
-    torch.save(net.state_dict(), weights)  # whole, but not of this run
-    with pytest.raises(OSError, match=r"seed_0\.pt \(ValueError: its SHA-256 sum is not the one in seed_0\.json\)"):
-        runs.load_weights(FinalNet(), weights)
-    del run["weights_sha256"]  # as records were before there was a sum
-    record.write_text(json.dumps(run))
-    runs.load_weights(FinalNet(), weights)
-    record.write_text("{")
-    with pytest.raises(OSError, match=r"seed_0\.json is damaged"):
-        runs.load_weights(FinalNet(), weights)
+def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were(tmp_path, monkeypatch):
+    def git(*command):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *author, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
 
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_weights_run_no_code_and_do_not_fill_the_memory(tmp_path, packed):
-    hostile, bomb = tmp_path / "hostile.pt", tmp_path / "bomb.pt"
-    if packed:
-        torch.save(Hostile(tmp_path / "made"), hostile)
-    else:
-        hostile.write_bytes(pickle.dumps(Hostile(tmp_path / "made")))
-    with pytest.raises(OSError, match=r"hostile\.pt"):
-        runs.load_weights(FinalNet(), hostile)
-    assert not (tmp_path / "made").exists()
-    torch.save(FinalNet().state_dict(), bomb)
-    with zipfile.ZipFile(bomb, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb/data/99", bytes(2**27))
-    with pytest.raises(OSError, match=r"bomb\.pt \(ValueError: 134,\d+,\d+ bytes unpacked"):
-        runs.load_weights(FinalNet(), bomb)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"7", b'"seed"', b"{}", b"[" * 100_000, b"\xff"]
-    + [b'{"seed": 0, "recipe": {"epochs": 1}, "history": %s}' % history for history in (b"[]", b"[{}]", b"7")],
-)
-def test_json_of_another_shape_is_refused_by_name(record, content, tmp_path, monkeypatch):
-    record.write_bytes(content)
-    assert runs.read_run(record, {}) is None
-    with pytest.raises(ValueError, match=re.escape(f"{record} is damaged (")):
-        runs.load_runs(record.parent)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    record.rename(tmp_path / "bench_cpu.json")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"bench_cpu\.json"):
-        runs.load_bench("pipelines")
-
-
-def test_a_training_that_comes_to_nothing_is_recorded_as_that(record, drawn):
-    before = record.read_bytes(), record.with_suffix(".pt").read_bytes()
-    diverging, dead = replace(TINY, max_lr=1e30), replace(TINY, max_lr=0.0, epochs=5)
-    for recipe, reason in (
-        (diverging, "a loss of epoch 1 is not finite: a lower learning rate may help"),
-        (dead, "in the end it gets 20 images right, one answer for all would get 20"),
-    ):
-        run = train_run(record, STEPS[1].net, recipe, drawn, FACTS)
-        written = json.loads(record.with_suffix(".failed").read_text())
-        assert run == written
-        assert FACTS.items() <= run.items()
-        assert (run["failed"], run["recipe"]["max_lr"]) == (reason, recipe.max_lr)
-        assert [run["seed"] for run in runs.load_runs(record.parent)] == [0]  # the earlier run
-        assert (record.read_bytes(), record.with_suffix(".pt").read_bytes()) == before
-    with pytest.raises(TrainingError, match="not finite"):
-        fit(STEPS[1].net(), diverging, drawn, progress=False)
-    train_run(record, FinalNet, TINY, drawn, FACTS)
-    assert sorted(path.name for path in record.parent.iterdir()) == ["seed_0.json", "seed_0.pt"]
-
-
-def test_many_runs_hold_no_memory(tmp_path, drawn):
-    def tensors_after(run: int) -> int:
-        train_run(tmp_path / f"seed_{run}.json", FinalNet, replace(STEPS[3].recipe, epochs=1), few, FACTS)
-        gc.collect()
-        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-    few = Digits(*(tensor[:100] for tensor in drawn))
-    counts = [tensors_after(run) for run in range(6)]
-    assert counts[2:] == [counts[2]] * 4
-
-
-def test_a_claim_keeps_others_out_and_ends_with_its_process(record, drawn, repository):
-    before = record.read_bytes()
-    code = (
-        "import sys, time; from pathlib import Path; from tinymnist.runs import claimed\n"
-        f"with claimed(Path({str(record)!r})): print('claimed', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=repository, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "claimed\n"
-        with pytest.raises(OSError, match=re.escape(f"another process is writing {record}: wait")):
-            train_run(record, FinalNet, TINY, drawn, FACTS)
-        with runs.claimed(record.with_name("seed_1.json")), runs.claimed(record.parent):
-            pass
-        assert record.read_bytes() == before
-        other.kill()
-    (record.parent / ".seed_0.json-half").touch()  # as if it was killed while it wrote
-    train_run(record, FinalNet, TINY, drawn, FACTS)
-    assert sorted(path.name for path in record.parent.iterdir()) == ["seed_0.json", "seed_0.pt"]
-
-
-def test_where_there_are_no_locks_training_goes_on(record, drawn, monkeypatch):
-    def none(*_args, **_options):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(runs.FileLock, "acquire", none)
-    assert "failed" not in train_run(record, FinalNet, TINY, drawn, FACTS)
+    monkeypatch.setattr(runs, "REPOSITORY", tmp_path)
+    assert runs.commit() is None  # outside of git
+    (tmp_path / "results").mkdir()
+    files = [tmp_path / "train.py", tmp_path / "results" / "steps.jsonl"]
+    for file in files:
+        file.write_text("committed")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
+        git(*command)
+    clean = git("rev-parse", "HEAD").stdout.strip()
+    assert runs.commit() == clean
+    files[1].write_text("trained again")
+    (tmp_path / "untracked.txt").write_text("")
+    assert runs.commit() == clean
+    files[0].write_text("changed")
+    assert runs.commit() == f"{clean}-dirty"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ def normalize(images: Tensor) -> Tensor:
         ValueError: the images are of another shape or type.
     """
     if images.dtype != torch.uint8 or images.dim() != 3:
-        kind = str(images.dtype).removeprefix("torch.")
-        raise ValueError(f"images must be uint8 (N, 28, 28), not {kind} {tuple(images.shape)}")
+        kind, shape = str(images.dtype).removeprefix("torch."), ", ".join(map(str, images.shape[1:]))
+        raise ValueError(f"images must be uint8 (N, 28, 28), not {kind} (N, {shape})")
     return images.unsqueeze(1).float() / (255 * STD)
 
 
@@ -103,7 +103,7 @@ class Batches:
 
     def __init__(self, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
         self.images, self.labels, self.recipe, self.generator = images, labels, recipe, generator
-        self.augment = augment
+        self.augment: Callable[[Tensor, Recipe, torch.Generator], Tensor] = augment
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.recipe.batch_size)  # the last batch may be smaller

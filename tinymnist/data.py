@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
@@ -66,8 +67,7 @@ def load_mnist(root: str | os.PathLike[str] | None = None, split: str = "test") 
     raw = root / "MNIST" / "raw"
     try:
         if not all((raw / name).exists() for name in MNIST_MD5):
-            raw.mkdir(parents=True, exist_ok=True)
-            with FileLock(raw / ".download.lock"):  # of several processes, one downloads
+            with FileLock(Path(tempfile.gettempdir()) / "tiny-mnist-download.lock"):  # of several processes, one
                 MNIST(root, download=True)
         for name, md5 in MNIST_MD5.items():
             if hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest() != md5:

@@ -1,4 +1,4 @@
-"""Many random seeds at once: processes on one machine, and ranks under torchrun on several."""
+"""Many seeds at once: a process for each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 ON_ACCELERATOR = 4  # processes that share a GPU; a guess, not measured
@@ -128,52 +125,3 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The rank of this process under torchrun; without torchrun it is the only one.
-
-    Attributes:
-        rank, world: this rank, from 0, and the number of ranks on all machines.
-        local_rank, local_world: the same for this machine.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order; each rank has to call this, and waits for the others."""
-        if self.world == 1:
-            return [value]
-        values = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
-
-    def first_alone(self, function: Callable[[], Any]) -> Any:
-        """Call a function in the first rank of each machine and then in the others, and return its result.
-
-        The others find what the first downloads or writes. Each rank has to call this.
-        """
-        value = function() if self.local_rank == 0 else None
-        self.gather(None)
-        return value if self.local_rank == 0 else function()
-
-    def share(self, jobs: Sequence[Any]) -> Sequence[Any]:
-        """This rank's share of the jobs."""
-        return jobs[self.rank :: self.world]
-
-
-@contextlib.contextmanager
-def torchrun_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, connected by gloo; without torchrun, this process alone."""
-    if not dist.is_torchelastic_launched():
-        yield Ranks()
-        return
-    dist.init_process_group("gloo", timeout=timedelta(days=7))  # the first to finish waits for the last
-    try:
-        yield Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-    finally:
-        dist.destroy_process_group()

@@ -147,7 +147,10 @@ def read_weights(path: Path) -> Any:
         OSError: the file is missing or damaged; the message names it.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict):
+            raise TypeError(f"it holds a {type(weights).__name__}")
+        return weights
     except Exception as error:  # a damaged file can raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise OSError(f"no weights in {path} ({reason}): restore the file, or train again") from error
