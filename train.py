@@ -37,7 +37,7 @@ from tinymnist.cli import OneLineParser, run_program, whole_number
 from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
 from tinymnist.runs import definition, differences, write_json, write_weights
-from tinymnist.tables import last_accuracies, meets
+from tinymnist.tables import gap, last_accuracies, meets
 from utils import (
     DataError,
     Digits,
@@ -156,8 +156,7 @@ def judge(run: Run, number: int) -> bool | None:
     met = meets(run, step.target, step.gap)
     target = f"at least {step.target:.2f} % in each"
     if step.gap is not None:
-        gap = run["train_accuracy"] - last[-1]
-        target += f", training images at most {step.gap:.2f} points above ({gap:.2f})"
+        target += f", training images at most {step.gap:.2f} points above (they are {gap(run):.2f})"
     tqdm.write(f"{text}; target {'met' if met else 'MISSED'}: {target}")
     return met
 

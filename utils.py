@@ -26,7 +26,7 @@ from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate
 from tinymnist.runs import Run, State, definition, load_runs, load_weights, outcome, state_of
-from tinymnist.tables import History, accuracies, last_accuracies, log_line, meets, run_summary
+from tinymnist.tables import History, accuracies, comparison_table, last_accuracies, log_line, meets, run_summary
 
 
 def train_epoch(
@@ -96,15 +96,16 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of a net's weights and BatchNorm statistics, in a copy of the net (`module`).
+    """The exponential moving average of a net's weights and BatchNorm statistics, in a copy of the net, `module`.
 
-    After n steps the decay is at most (1 + n) / (10 + n), so that the first weights soon lose their share.
+    It goes back to Polyak and Juditsky, 1992. Once n steps are averaged, the decay of the next is at most
+    (1 + n) / (10 + n), so that the first weights soon lose their share.
     """
 
     def update(averages: Any, values: Any, n: Any) -> None:
-        share = 1 - ((1 + n) / (10 + n)).clamp(max=decay)  # a tensor, so that a GPU is not waited for
+        share = 1 - ((1 + n) / (10 + n)).clamp(max=decay)
         for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
+            if average.is_floating_point() or average.is_complex():
                 average.lerp_(value, share.to(average.dtype))
             else:  # BatchNorm's num_batches_tracked
                 average.copy_(value)
@@ -244,12 +245,12 @@ def train_run(
     Returns:
         the record, and the net's weights.
     """
+    facts = definition(net, recipe, seed, split, **openings)
     torch.manual_seed(seed)
     model = net()
     history = fit(model, recipe, digits, seed, device, progress, graph, **openings)
     fitted = evaluate(model, digits.train_images, digits.train_labels)
-    run = definition(net, recipe, seed, split, **openings) | outcome(history, fitted, torch.device(device))
-    return run | {"graph": graph}, state_of(model)
+    return facts | outcome(history, fitted, torch.device(device)) | {"graph": graph}, state_of(model)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -105,63 +105,55 @@ def functional(x, head, twice, stem):
     """Functions in place of modules, a layer that is used twice, layers that run in another order."""
     x = F.max_pool2d(F.relu(stem(x)), 2)
     x = torch.max_pool2d(twice(F.dropout(F.leaky_relu(twice(x)) * 2)), 3, stride=1, padding=1)
-    x = F.avg_pool2d(F.conv2d(x, torch.ones(4, 1, 3, 3, dtype=x.dtype), None, 1, 1, 1, 4), kernel_size=2)
+    x = F.avg_pool2d(F.conv2d(x, twice.weight[:, :1], None, 1, 1, 1, 4), kernel_size=2)
     return F.log_softmax(head(x.mean(dim=(2, 3))), dim=1)
-
-
-def shift(x):
-    return torch.cat([x[:, :2, 1:-1, 1:-1], x[:, 2:, 1:-1, 1:-1]], 1)
 
 
 def excite(x, down, up):
     return x * torch.sigmoid(up(F.relu(down(F.adaptive_avg_pool2d(x, 1)))))
 
 
-def vgg(letter, thinner):
-    config = [c if c == "M" else c // thinner for c in torchvision.models.vgg.cfgs[letter]]
+def shuffle(x):
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2)
+
+
+def vgg(letter):
+    config = [c if c == "M" else c // 16 for c in torchvision.models.vgg.cfgs[letter]]
     return torchvision.models.vgg.make_layers(config)
 
 
 same = nn.Conv2d(4, 4, 5, padding=2)
-inception = Apply(
-    lambda x, a, b, c: torch.cat([a(x), b(x), F.max_pool2d(x, 3, 1, 1), c(x)], 1),
-    nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 5, padding=2), nn.Conv2d(2, 2, 3, padding=1),
-)  # fmt: skip
+paths = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 1, 5, padding=2), nn.MaxPool2d(3, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("net", "size", "channels"),
+    ("layers", "arguments"),
     [
-        *((STEPS[number].net(), (28, 28), 1) for number in (1, 2, 3)),
-        (nn.Sequential(*[*STEPS[1].net().children()][:-2]), (64, 64), 1),
-        (lenet(), (28, 28), 1),
-        (torchvision.models.resnet18(), (64, 32), 3),
-        (vgg("A", 16), (96, 64), 3),
-        (prior_net("c8 c16 k8 P c16 c16 c16 k16 GAP k10"), (28, 28), 1),
-        (prior_net("c10p c10p c10p P c16 c16 c8 c8 k8 k16 GAP lin"), (28, 28), 1),
-        (Apply(functional, nn.Linear(4, 10), nn.Conv2d(4, 4, 3), nn.Conv2d(2, 4, 3)), (28, 40), 2),
-        (nn.Sequential(nn.Conv2d(1, 4, (3, 5), (1, 2), (2, 0)), nn.AvgPool2d((2, 1)), nn.Conv2d(4, 4, 3, padding="same"),
-                       nn.Flatten(), nn.LazyLinear(5), nn.Linear(5, 2)), (20, 40), 1),
-        (nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Conv2d(4, 4, 3, groups=4),
-                       nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(4, 2, 5, 2), nn.AdaptiveAvgPool2d(3)), (40, 40), 2),
-        (nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1, padding_mode="reflect"), nn.Conv2d(4, 10, 14)), (28, 28), 1),
-        (nn.Sequential(conv(1, 4), Apply(lambda x, c: x + c(x), same), Apply(excite, nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)),
-                       nn.Conv2d(4, 2, 3), nn.Flatten(), nn.LazyLinear(2)), (28, 28), 1),
-        (nn.Sequential(conv(1, 2, 3, stride=2), inception, conv(8, 4)), (40, 40), 1),
-        (nn.Sequential(conv(1, 4), Apply(lambda x: F.pad(x[:, :, ::2, 1::2], (0, 0, 0, 0, 1, 1))), conv(6, 4)), (28, 41), 1),
-        (nn.Sequential(conv(1, 4), Apply(lambda x: shift(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))),
-                       Apply(lambda x: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2)), conv(4, 4)),
-         (28, 28), 1),
-        (nn.Sequential(conv(1, 4), Apply(lambda x, c: c(torch.stack([x, 2 * x]).mean(0)) * x.mean(1, True), same),
-                       nn.MaxPool2d(2), Apply(lambda x: F.adaptive_avg_pool2d(x, (1, 1)).squeeze()), nn.Linear(4, 2)),
-         (28, 28), 1),
-        (nn.Sequential(conv(1, 4), Apply(lambda x: torch.cat([x.flatten(2).mean(2), x.amax((2, 3))], 1).unsqueeze(1)[:, 0]),
-                       nn.Linear(8, 3)), (28, 28), 1),
+        *(([STEPS[number].net()], []) for number in (1, 2, 3)),
+        ([*STEPS[1].net().children()][:-2], [(64, 64)]),
+        (lenet(), []),
+        ([torchvision.models.resnet18()], [(64, 32), 3]),
+        (vgg("A"), [(96, 64), 3]),
+        (prior_net("c8 c16 k8 P c16 c16 c16 k16 GAP k10"), []),
+        (prior_net("c10p c10p c10p P c16 c16 c8 c8 k8 k16 GAP lin"), []),
+        ([Apply(functional, nn.Linear(4, 10), nn.Conv2d(4, 4, 3), nn.Conv2d(2, 4, 3))], [(28, 40), 2]),
+        ([nn.Conv2d(1, 4, (3, 5), (1, 2), (2, 0)), nn.AvgPool2d((2, 1)), nn.Flatten(), nn.LazyLinear(5),
+          nn.Linear(5, 2)], [(20, 40)]),
+        ([nn.Conv2d(2, 4, 3, groups=2, padding="same"), nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+          nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(4, 4, 4, 2), nn.AdaptiveAvgPool2d((5, 11))], [(38, 42), 2]),
+        ([nn.Conv2d(1, 4, 3, 2, 1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, 2, 1, padding_mode="replicate")], []),
+        ([nn.Conv2d(1, 4, 3), Apply(lambda x, c: x + c(x), same), Apply(excite, nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)),
+          nn.Conv2d(4, 2, 3), nn.Conv2d(2, 10, 24)], []),
+        ([conv(1, 4, stride=2), Apply(lambda x, *b: torch.cat([f(x) for f in b], 1), *paths), conv(7, 4)], [(40, 41)]),
+        ([conv(1, 4), Apply(lambda x: F.pad(x[:, :, ::2, 1::2], (0, 0, 0, 0, 1, 1))), conv(6, 4)], [(28, 41)]),
+        ([conv(1, 4), Apply(shuffle), Apply(lambda x: x[:, :, 1:-1] * x.mean(1, True)[:, :, 1:-1]), conv(4, 4)], []),
+        ([conv(1, 4), Apply(lambda x: torch.stack([x, 2 * x]).mean(0).squeeze()), nn.MaxPool2d(2), conv(4, 4)], []),
+        ([conv(1, 4), Apply(lambda x: torch.cat([x.flatten(2).mean(2), x.amax((2, 3))], 1)), nn.Linear(8, 3)], []),
     ],
 )  # fmt: skip
-def test_fields_are_as_measured(net, size, channels):
-    net(torch.zeros(2, channels, *size))  # lazy layers take their shapes from it
-    assert check(net, size, channels) > 20
+def test_fields_are_as_measured(layers, arguments):
+    assert check(nn.Sequential(*layers), *arguments) > 20
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -175,7 +167,7 @@ def test_fields_of_random_chains_are_as_measured(seed):
             layers += [nn.Conv2d(channels, 2, kernel, stride, padding, dilation), nn.ReLU()]
             channels = 2
         elif kind == "slice":
-            layers.append(Apply(lambda x, start=draw.randint(0, 2), step=draw.randint(1, 2): x[:, :, start:, ::step]))
+            layers.append(Apply(lambda x: x[:, :, 1:, ::2]))
         elif kind == "join":
             wide = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
             layers.append(Apply(lambda x, wide: x + wide(x), wide))
@@ -212,10 +204,7 @@ def test_published_fields_before_the_global_average(name, field):
     [at] = [i for i, row in enumerate(rows) if row.name in average]
     assert max(row.receptive_field for row in rows[:at]) == field
     assert (rows[at].kernel, rows[at].receptive_field, rows[-1].channels_out) == (2, field + 32, 1000)
-
-
-def test_published_field_of_vgg():
-    assert receptive_field(vgg("D", 16), 32, 3)[-1].receptive_field == 212
+    assert receptive_field(vgg("D"), 32, 3)[-1].receptive_field == 212
 
 
 def test_a_row_follows_the_rule():
@@ -248,48 +237,34 @@ def test_the_table_is_aligned_and_leaves_out_what_no_layer_has():
     assert heading.replace(" ", "") == "|layer|kernel|stride|padding|dilation|size|channels|jump|field|"
 
 
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.heads = nn.MultiheadAttention(4, 2, batch_first=True)
-
-    def forward(self, x):
-        x = x.flatten(2).transpose(1, 2)
-        return self.heads(x, x, x)[0]
-
-
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (Attention(), r"1\.heads \(MultiheadAttention\): its effect"),
+        (Apply(lambda x, heads: heads(x[0], x[0], x[0])[0], nn.MultiheadAttention(26, 2)),
+         r"1\.layers\.0 \(MultiheadAttention\): its effect"),
         (nn.Upsample(scale_factor=2), r"1 \(Upsample\): its effect"),
         (nn.ConvTranspose2d(4, 4, 3), r"1 \(ConvTranspose2d\): its effect"),
         (nn.GroupNorm(2, 4), r"1 \(GroupNorm\): its effect"),
         (nn.BatchNorm2d(4, track_running_stats=False), r"1 \(BatchNorm2d\): its effect"),
         (nn.Conv2d(4, 4, 3, padding_mode="circular"), r"1 \(Conv2d\): its effect"),
-        (nn.MaxPool2d(2, return_indices=True), r"1 \(MaxPool2d\): its effect"),
         (nn.AdaptiveAvgPool2d(4), r"1 \(AdaptiveAvgPool2d\): it divides 26 pixels into 4"),
         (nn.Softmax(3), r"1 \(Softmax\): it joins some"),
         (nn.Linear(26, 26), r"2 \(Conv2d\): its input is no map"),
-        (nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3)), r"1\.1 \(Conv1d\): its effect"),
         (Apply(lambda x: F.interpolate(x, scale_factor=2)), "interpolate: its effect"),
         (Apply(lambda x: x @ x), "matmul: its effect"),
         (Apply(lambda x: F.conv2d(x, x[:, :, :3, :3])), "conv2d: its effect"),
         (Apply(lambda x: torch.fft.fft2(x).real), "fft_fft2: its effect"),
-        (Apply(lambda x: x * x[0, 0, 0, 0].item()), "item: its effect"),
-        (Apply(lambda x: x.data), "data: its effect"),
+        (Apply(lambda x: x * x[:1, 0, 0, 0].item()), "item: its effect"),
         (Apply(lambda x, c: torch.zeros(2, 4, 26, 26).add_(c(x)), same), "add_: it writes"),
-        (Apply(lambda x: torch.add(x, 1, out=torch.zeros(2, 4, 26, 26))), "add: it writes"),
         (Apply(lambda x: x if x.sum() > 0 else -x), "Sequential: it cannot be traced: .* control flow"),
-        (Apply(lambda x: x.mean()), "mean: it does not name"),
         (Apply(lambda x: x.transpose(2, 3)), r"2 \(Conv2d\): its input is no map"),
         (Apply(lambda x: x.flatten(1).view(-1, 4, 13, 52)), r"2 \(Conv2d\): its input is no map"),
-        (Apply(lambda x: torch.cat([x[:, :, 1:], x[:, :, :-1]], 1)[:, :4]), r"2 \(Conv2d\): its input is no map"),
+        (Apply(lambda x: torch.cat([x[:, :2, 1:], x[:, 2:, :-1]], 1)), r"2 \(Conv2d\): its input is no map"),
         (Apply(lambda x: x[:, :, 1:] + x[:, :, :-1]), "add: it joins fields"),
         (Apply(lambda x: torch.stack([x[:, :, 1:], x[:, :, :-1]]).mean(0)), "mean: it joins some"),
         (Apply(lambda x: x.permute(2, 0, 1, 3).mean(0)), "mean: it joins some"),
         (Apply(lambda x: x[:, :, 6:19, 6:19] + F.max_pool2d(x, 2)), "add: it joins fields"),
-        (Apply(lambda x, c: torch.cat([x[:, :, 2:, 2:].flatten(1), c(x).flatten(1)], 1), same), "cat: it joins different"),
+        (Apply(lambda x, c: torch.cat([x[:, :, 2:].flatten(1), c(x).flatten(1)], 1), same), "cat: it joins"),
         (Apply(lambda x: torch.ones(2, 4, 8, 8)), "output: it does not depend on the image"),
     ],
 )  # fmt: skip
@@ -299,19 +274,13 @@ def test_what_cannot_be_followed_is_refused_by_name(between, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("net", "arguments", "reason"),
-    [
-        (STEPS[1].net(), {"input_size": 26}, "_assert: the nets of this project take images of 28x28"),
-        (STEPS[1].net(), {"channels": 3}, r"conv1 \(Conv2d\): .* to have 1 channels, but got 3"),
-        (lenet(), {"input_size": 6}, r"3 \(Conv2d\): .*Kernel size"),
-        (lenet(), {"input_size": 0}, "an image has at least 1 pixel"),
-        (Apply(item for item in "generator"), {}, "Apply: .*generator"),
-    ],
-)
-def test_a_net_that_rejects_the_image_is_an_error(net, arguments, reason):
-    with pytest.raises(ValueError, match=f"^{reason}"):
-        receptive_field(net, **arguments)
+def test_a_net_that_rejects_the_image_is_an_error():
+    with pytest.raises(ValueError, match=r"^_assert: the nets of this project take images of 28x28"):
+        receptive_field(STEPS[1].net(), 26)
+    with pytest.raises(ValueError, match=r"^conv1 \(Conv2d\): .* to have 1 channels, but got 3"):
+        receptive_field(STEPS[1].net(), channels=3)
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        receptive_field(lenet(), 0)
 
 
 def state(net):

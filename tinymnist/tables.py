@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 History = dict[str, list[Any]]  # one entry per epoch
@@ -22,16 +22,15 @@ def last_accuracies(run: Run, epochs: int = LAST) -> list[float]:
     return accuracies(run["history"])[-epochs:]
 
 
-def meets(run: Run, target: float, gap: float | None = None) -> bool:
+def meets(run: Run, target: float, most_gap: float | None = None) -> bool:
     """Whether a run met a target.
 
     Args:
         run: its record.
         target: accuracy in percent that each of the last five epochs has to reach.
-        gap: points by which the accuracy on the training images, with the final weights, may be higher than that.
+        most_gap: the largest `gap` allowed, in points.
     """
-    last = last_accuracies(run)
-    return min(last) >= target and (gap is None or run["train_accuracy"] - last[-1] <= gap)
+    return lowest_of_last(run) >= target and (most_gap is None or gap(run) <= most_gap)
 
 
 def log_line(history: History, epoch: int = -1) -> str:
@@ -56,18 +55,63 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def run_summary(published: Sequence[Run], target: float, gap: float | None = None) -> str:
+def run_summary(published: Sequence[Run], target: float, most_gap: float | None = None) -> str:
     """What some runs say together, as a Markdown table: percent and points, mean ± standard deviation over the runs."""
     last = [last_accuracies(run)[-1] for run in published]
     train = [run["train_accuracy"] for run in published]
     fives = [last_accuracies(run) for run in published]
     rows = {
-        "runs that met the target": f"{sum(meets(run, target, gap) for run in published)} of {len(published)}",
+        "runs that met the target": f"{sum(meets(run, target, most_gap) for run in published)} of {len(published)}",
         "accuracy, last epoch": f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} %",
         "lowest of the last five epochs, mean": f"{statistics.mean(map(min, fives)):.2f} %",
         "lowest of the last five epochs, any run": f"{min(map(min, fives)):.2f} %",
         "best minus worst of the last five epochs": f"{statistics.mean(max(v) - min(v) for v in fives):.2f} points",
         "training images, final weights": f"{statistics.mean(train):.2f} %",
-        "gap to the training images": f"{statistics.mean(train) - statistics.mean(last):.2f} points",
+        "gap to the training images": f"{statistics.mean(map(gap, published)):.2f} points",
     }
     return aligned([["", f"{len(published)} runs"], *([name, value] for name, value in rows.items())])
+
+
+def mean_of_last(run: Run) -> float:
+    """The mean accuracy of the last five epochs, in percent."""
+    return statistics.mean(last_accuracies(run))
+
+
+def lowest_of_last(run: Run) -> float:
+    """The lowest accuracy of the last five epochs, in percent."""
+    return min(last_accuracies(run))
+
+
+def gap(run: Run) -> float:
+    """By how many points the final weights classify the images that they were trained on better than the others."""
+    return run["train_accuracy"] - last_accuracies(run)[-1]
+
+
+def interval(differences: Sequence[float]) -> str:
+    """The mean of differences with its 95 % interval, Student's t."""
+    from scipy import stats  # here, because it takes a second
+
+    mean = statistics.mean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def comparison_table(compared: Mapping[str, tuple[Sequence[Run], Sequence[Run]]]) -> str:
+    """Runs against others of the same seeds and splits, as a Markdown table: differences in points, 95 % intervals.
+
+    Args:
+        compared: by what is to stand in the first column, the runs and those that they are compared with.
+
+    Raises:
+        ValueError: they are not of the same seeds and splits.
+    """
+    rows = [["", "pairs", "mean of last five", "lowest of last five", "gap"]]
+    for name, (runs, others) in compared.items():
+        if [(run["seed"], run["split"]) for run in runs] != [(run["seed"], run["split"]) for run in others]:
+            raise ValueError(f"{name}: these runs are not pairs of the same seeds and splits")
+        pairs = list(zip(runs, others, strict=True))
+        figures = [
+            interval([of(run) - of(other) for run, other in pairs]) for of in (mean_of_last, lowest_of_last, gap)
+        ]
+        rows.append([name, str(len(pairs)), *figures])
+    return aligned(rows)

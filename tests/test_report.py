@@ -1,0 +1,148 @@
+"""The report and the README: what they say is what the records say."""
+
+import re
+import statistics
+from importlib.metadata import version
+
+import pytest
+
+from experiments import report
+from experiments.report import runs_of, summary
+from model import STEPS
+from tinymnist import runs
+from tinymnist.tables import comparison_table, gap, interval, last_accuracies, lowest_of_last, mean_of_last, meets
+from utils import count_parameters
+
+
+@pytest.fixture
+def readme(repository) -> str:
+    return (repository / "README.md").read_text()
+
+
+def pairs(of, variant: str, base: str) -> tuple[str, str, str]:
+    """Mean and interval of the differences between two variants on the same sixths, without signs."""
+    found = zip(runs_of("choices", variant), runs_of("choices", base), strict=True)
+    return tuple(re.findall(r"[\d.]+", interval([of(run) - of(other) for run, other in found])))
+
+
+def apart(variant: str) -> str:
+    """How far the last five epochs of a run lie apart, on average."""
+    return (
+        f"{statistics.mean(max(last_accuracies(r)) - min(last_accuracies(r)) for r in runs_of('choices', variant)):.2f}"
+    )
+
+
+def test_the_report_is_that_of_the_records(repository, capsys):
+    documents = report.documents()
+    if f"matplotlib=={version('matplotlib')}\n" not in (repository / "constraints.txt").read_text():
+        documents = {"README.md": documents["README.md"]}  # another version draws other bytes
+    assert [n for n, content in documents.items() if (runs.RESULTS / n).read_bytes() != content] == []
+
+
+def test_a_changed_document_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "documents", lambda: {"README.md": b"new", "a.svg": b"<svg>"})
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    (tmp_path / "README.md").write_bytes(b"old")
+    assert report.main(["--check"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "report.py: results/README.md differs from the records: make report",
+        "report.py: results/a.svg differs from the records: make report",
+    ]
+    assert report.main([]) == 0
+    assert report.main(["--check"]) == 0
+
+
+def test_a_record_of_another_definition_is_not_published(monkeypatch, capsys):
+    monkeypatch.setattr(
+        report, "finished", lambda group: ({}, [f"{group}/step3, seed 0, is no run of today's code: x"])
+    )
+    assert report.main(["--check"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("report.py: steps/step3, seed 0, is no run of today's code: x: python -m experiments.study")
+    assert err.count("\n") == 1
+
+
+def test_runs_are_compared_with_those_of_the_same_seed():
+    def run(seed, correct, train):
+        history = {"test_correct": [0, *correct], "test_total": [1000] * 6}
+        return {"seed": seed, "split": "test", "train_accuracy": train, "history": history}
+
+    base = [run(0, [900, 910, 920, 930, 940], 95.0), run(1, [900] * 5, 95.0)]
+    better = [run(0, [910, 920, 930, 940, 950], 97.0), run(1, [930] * 5, 95.0)]
+    row = comparison_table({"better": (better, base)}).splitlines()[-1]
+    # The differences are 1 and 3 points: 2 ± 12.706 * 1; the gaps change by 1 and -3 points.
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["better", "2", *["+2.00 (-10.71 to +14.71)"] * 2, "-1.00 (-26.41 to +24.41)"]
+    assert (mean_of_last(base[0]), lowest_of_last(base[0]), gap(base[0])) == pytest.approx((92, 90, 1))
+    with pytest.raises(ValueError, match="better: these runs are not pairs"):
+        comparison_table({"better": (better, base[::-1])})
+
+
+def test_a_target_may_be_about_the_gap_too():
+    history = {"test_correct": [990, 988, 990, 990, 990, 990], "test_total": [1000] * 6}
+    run = {"train_accuracy": 99.5, "history": history}
+    assert [meets(run, *target) for target in ((98.8,), (98.9,), (98.8, 0.5), (98.8, 0.4))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_the_claim_is_that_of_twenty_runs(readme):
+    found = runs_of("steps", "step3")
+    assert [run["seed"] for run in found] == list(range(20))
+    assert all(meets(run, 99.4) and run["parameters"] == 7866 < 8000 for run in found)
+    assert {len(run["history"]["test_correct"]) for run in found} == {15}
+    assert (
+        "reaches at least 99.40 % test accuracy on MNIST in each of the last five, from every one of 20 seeds" in readme
+    )
+
+
+def test_the_table_of_the_readme(readme):
+    for number, step in STEPS.items():
+        row = summary("choices", number)
+        figures = " | ".join([f"{count_parameters(step.net()):,}", row[2], row[6]])
+        assert re.search(rf"^\| \[{number} {step.theme}\].* \| {re.escape(figures)} \|$", readme, re.M), figures
+        assert {len(runs_of("choices", f"step{number}"))} == {6}
+
+
+def test_the_numbers_of_the_steps(readme):
+    one, two, three = (summary("choices", number) for number in STEPS)
+    test = runs_of("steps", "step3")
+    last = [last_accuracies(run)[-1] for run in test]
+    mean, low, high = pairs(mean_of_last, "step2", "step1")
+    narrowed = pairs(gap, "step2", "step1")
+    risen, lowest = pairs(mean_of_last, "step3", "step2"), pairs(lowest_of_last, "step3", "step2")
+    for sentence in (
+        f"**Result.** {one[2].split()[0]} on held-out images.",
+        f"the images that it was trained on {one[6]} points better than others",
+        f"a run's last five epochs lie {apart('step1')} points apart",
+        f"{STEPS[2].target:.2f} in each of the last five epochs, and a gap of at most {STEPS[2].gap:.2f}",
+        f"Step 1 leaves a gap of {one[6]} points",
+        f"**Result.** {two[2].split()[0]} on held-out images, and a gap of {two[6]}.",
+        f"the mean of the last five epochs rises by {mean} (95 % interval {low} to {high}) points",
+        f"the gap shrinks by {narrowed[0]} ({narrowed[2]} to {narrowed[1]})",
+        f"the last five epochs still lie {apart('step2')} points apart",
+        f"Step 2 classifies {two[5]} of its training images",
+        f"**Result.** {statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} on the test set",
+        f"the lowest of all last five epochs is {min(map(lowest_of_last, test)):.2f}",
+        f"On held-out images {three[2].split()[0]}, and {three[7]} runs hold 99.40 there.",
+        f"the mean of the last five epochs rises by {risen[0]} ({risen[1]} to {risen[2]}) points",
+        f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); they lie {apart('step3')} points apart",
+    ):
+        assert sentence in readme
+    guessing = [run for run in runs_of("choices", "step1-rate-0.05") if mean_of_last(run) < 20]
+    assert len(guessing) == 1
+    assert "At a rate of 0.05 in place of 0.02, one run of six ended by guessing." in readme
+
+
+def test_what_is_left(readme):
+    errors = report.json.loads((runs.RESULTS / "errors.json").read_bytes())
+    models = errors["models"]
+    wrong = [models - image["votes"][image["label"]] for image in errors["images"]]
+    every = sum(count == models for count in wrong)
+    sentence = f"The {models} nets average {sum(wrong) / models:.1f} errors; {every} of the 10,000 images"
+    assert sentence in readme
+    by_record = [10_000 - run["history"]["test_correct"][-1] for run in runs_of("steps", "step3")]
+    assert sum(wrong) == pytest.approx(sum(by_record), abs=5)  # rounding
