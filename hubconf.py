@@ -23,7 +23,8 @@ try:
     assert _spec.loader is not None
     _model: _Any = sys.modules.get(_spec.name)
     if _model is None or _model.__file__ != _spec.origin:  # nets of one program are to be of one class
-        _model = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+        _model = importlib.util.module_from_spec(_spec)
+        sys.modules[_spec.name] = _model  # before it runs: its dataclasses look there
         _spec.loader.exec_module(_model)
 finally:
     for _name in [name for name in sys.modules if name.partition(".")[0] == "tinymnist"]:

@@ -99,11 +99,16 @@ class FinalNet(RegularizedNet):
 
     Args:
         views: the shifts of the crop in pixels, down and to the right, each from -2 to 2.
+
+    Raises:
+        ValueError: there is no view, or one leaves the image.
     """
 
     def __init__(self, views: Sequence[tuple[int, int]] = ((-1, 0), (1, 0), (0, -1), (0, 1))) -> None:
         super().__init__()
         self.views = tuple(views)
+        if not self.views or any(abs(shift) > 2 for view in self.views for shift in view):
+            raise ValueError(f"views are shifts from -2 to 2, and there is at least one, not {self.views}")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:

@@ -3,11 +3,11 @@
     python train.py --step 3                          seed 0, on the best device there is
     python train.py --step 3 --seed 7 --threads 1     seed 7, on one CPU thread
     python train.py --step 3 --seeds 20               seeds 0 to 19, as many at a time as there are cores
-    torchrun --nproc-per-node 8 train.py --step 3 --seeds 100    shared out over 8 GPUs or machines
+    torchrun --nproc-per-node 8 train.py --step 3 --seeds 100    shared out over 8 GPUs
 
 Each run is written to OUT/stepK/seed_N.json, and its weights beside it as .pt. A finished run is kept, so a call that
 was interrupted goes on where it stopped; a run of another kind, for example of fewer epochs, never takes its place.
-The exit code is 0 if each run met the step's target, 1 if one missed it, 2 for bad input and 130 after Ctrl-C. Under
+The exit code is 0 if no run missed the step's target, 1 if one did, 2 for bad input and 130 after Ctrl-C. Under
 torchrun it is 0 also after a miss, since torchrun would stop the others: the same call without it then tells.
 """
 
@@ -19,8 +19,10 @@ if __name__ == "__main__":  # the imports below take seconds
     stop_at_once("train.py")
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -98,7 +100,7 @@ class Plan(NamedTuple):
     graph: bool
 
     @property
-    def name(self) -> Run:
+    def labels(self) -> Run:
         """The first entries of each record."""
         return {"group": "steps", "variant": f"step{self.step}"}
 
@@ -107,29 +109,35 @@ class Plan(NamedTuple):
         return self.out / f"step{self.step}" / f"seed_{seed}.json"
 
     def finished(self, seed: int) -> Run | None:
-        """The run of a seed that is already there; None if there is none, or if it or its weights are damaged.
+        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
 
         Raises:
             ValueError: it is a run of another kind; the message says in what they differ.
+            OSError: it cannot be read.
         """
-        path = self.path(seed)
-        try:
-            run = json.loads(path.read_bytes())
-            last_accuracies(run)
-        except (OSError, ValueError, LookupError, TypeError):
+        path, run = self.path(seed), None
+        if not path.exists():
             return None
-        expected = self.name | definition(STEPS[self.step].net, self.recipe, seed, self.split)
-        if different := differences(run, expected):
-            raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
-        return run if zipfile.is_zipfile(path.with_suffix(".pt")) else None
+        with contextlib.suppress(ValueError):
+            run = json.loads(path.read_bytes())
+        if isinstance(run, dict):
+            expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
+            if different := differences(run, expected):
+                raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
+            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError):
+                if len(last_accuracies(run)) and zipfile.is_zipfile(path.with_suffix(".pt")):
+                    return run
+        print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
+        return None
 
     def train(self, seed: int, digits: Digits, device: torch.device, progress: bool = False) -> Run:
         """Train a seed and write the run: the weights first, since the record says that the run is finished."""
         net = STEPS[self.step].net
         run, state = train_run(net, self.recipe, digits, seed, self.split, device, progress, self.graph)
         write_weights(self.path(seed).with_suffix(".pt"), state)
-        write_json(self.path(seed), self.name | run)
-        return self.name | run
+        run = self.labels | run
+        write_json(self.path(seed), run)
+        return run
 
 
 def train_in_process(job: tuple[Plan, int, str], arrays: list[np.ndarray]) -> Run:
@@ -191,7 +199,8 @@ def _trained(plan: Plan, seeds: list[int], options: argparse.Namespace, device: 
         pass
     print(f"step {plan.step} ({step.theme}): {count_parameters(step.net()):,} parameters, on {device}", flush=True)
     if not options.seeds:
-        torch.set_num_threads(options.threads or torch.get_num_threads())
+        if options.threads:
+            torch.set_num_threads(options.threads)
         yield plan.train(seeds[0], digits, device, progress=True)
         return
     threads = options.threads or 1
@@ -214,7 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
             show_summary(options.step)
             return 0
         # torchrun sets these; a rank has its own GPU and takes every so many-th seed, and no rank waits for another.
-        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        rank = int(os.environ.get("RANK", 0)) if ranks > 1 else 0
         device = pick_device(options.device)
         if device.type == "cuda" and device.index is None and ranks > 1:
             device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")

@@ -6,7 +6,7 @@ field, figures, records) is in `tinymnist/`.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,11 +21,11 @@ from tqdm import tqdm
 from tinymnist.augmentation import Batches, affine, augment, normalize
 from tinymnist.cuda_graph import GraphedAugment, GraphedNet
 from tinymnist.data import DataError, Digits, load_mnist, validation_split
-from tinymnist.devices import pick_device
+from tinymnist.devices import deterministic_cudnn, pick_device
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate
-from tinymnist.runs import Run, State, definition, load_runs, load_weights, outcome, state_of
+from tinymnist.runs import Run, State, commit, count_parameters, definition, load_runs, load_weights, outcome, state_of
 from tinymnist.tables import History, accuracies, comparison_table, last_accuracies, log_line, meets, run_summary
 
 
@@ -106,7 +106,8 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         share = 1 - ((1 + n) / (10 + n)).clamp(max=decay)
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point() or average.is_complex():
-                average.lerp_(value, share.to(average.dtype))
+                moved = average.lerp(value, share.to(average.dtype))
+                average.copy_(torch.where(average == value, value, moved))  # so that an infinite value is no NaN
             else:  # BatchNorm's num_batches_tracked
                 average.copy_(value)
 
@@ -128,7 +129,8 @@ def fit(
 ) -> History:
     """Train a net by a recipe and evaluate it after each epoch.
 
-    The same seed on the same device, number of threads and version of PyTorch gives the same result.
+    The same seed on the same device, number of threads and version of PyTorch gives the same result, if the net's own
+    operations do.
 
     Args:
         model: the net; moved to the device, and left in evaluation mode with the weights that the last epoch evaluated.
@@ -141,7 +143,8 @@ def fit(
         rate: the learning rate as a fraction of `recipe.max_lr`, from the recipe and the fraction of the run, from 0
             to 1, that is over.
         batches: makes what is iterated once an epoch, as `Batches` or a `DataLoader`, from the training images, their
-            labels, the recipe and a generator. Its length is the number of steps.
+            labels, the recipe and a generator, all on the device; so are the batches to be. Its length is the number of
+            steps.
         loss: the mean loss of a training batch from its logits (B, classes) and labels (B,).
 
     Returns:
@@ -150,7 +153,8 @@ def fit(
         figures are those of the weights in motion, on augmented images.
 
     Raises:
-        ValueError: images, labels or the net's output are of another shape or type; `graph` without a CUDA device.
+        ValueError: images, labels or the net's output are of another shape or type; there are no batches; `graph`
+            without a CUDA device.
     """
     device = torch.device(device)
     if graph and device.type != "cuda":
@@ -162,6 +166,8 @@ def fit(
     train_images, train_labels, test_images, test_labels = digits
     loader = batches(train_images, train_labels, recipe, generator)
     steps = recipe.epochs * len(loader)
+    if not steps:
+        raise ValueError("there are no batches: give at least one, for example without drop_last")
     optimizer = torch.optim.SGD(
         model.parameters(),
         recipe.max_lr,
@@ -169,7 +175,7 @@ def fit(
         weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
     )
-    scheduler = LambdaLR(optimizer, lambda step: rate(recipe, min((step + 0.5) / steps, 1.0)))
+    scheduler = LambdaLR(optimizer, lambda step: rate(recipe, min((step + 0.5) / steps, 1.0)))  # middle of the step
     average = moving_average(model, recipe.average) if recipe.average else None
     names = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
     history: History = {name: [] for name in names}
@@ -178,7 +184,7 @@ def fit(
         if graph:
             trained = GraphedNet(model, normalize(train_images[: recipe.batch_size]))
             if isinstance(loader, Batches):
-                loader.augment = GraphedAugment(augment, train_images[: recipe.batch_size], recipe, generator)
+                loader.augment = GraphedAugment(loader.augment, train_images[: recipe.batch_size], recipe, generator)
         for epoch in range(recipe.epochs):
             start = time.perf_counter()
             bar = tqdm(loader, f"epoch {epoch + 1:2d}", leave=False, unit="step", mininterval=0.5, disable=not progress)
@@ -190,37 +196,34 @@ def fit(
             if progress:
                 tqdm.write(log_line(history))
     if average:
-        model.load_state_dict(average.module.state_dict())
+        with torch.no_grad():
+            for own, averaged in zip(tensors_of(model), tensors_of(average.module), strict=True):
+                own.copy_(averaged)
     model.eval()
     return history
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers of a net, each once."""
+    return itertools.chain(model.parameters(), model.buffers())
 
 
 @torch.no_grad()
 def check_forms(model: nn.Module, digits: Digits) -> None:
     """Raise ValueError unless images, labels and a net's logits are of the forms that training needs.
 
-    The net runs once on a few images, which also gives lazy layers their shapes.
+    The net runs on a few images, which also gives lazy layers their shapes.
     """
     for images, labels in (digits[:2], digits[2:]):
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             kind = str(labels.dtype).removeprefix("torch.")
             raise ValueError(f"labels must be int64 ({len(images)},), not {kind} {tuple(labels.shape)}")
+        if not len(labels) or labels.min() < 0:
+            raise ValueError("labels must be from 0 up, and there must be at least one image to train and to test on")
         x, classes = normalize(images[:2]), int(labels.max()) + 1
-        shape = tuple(model.eval()(x).shape)
+        shape = tuple(getattr(model.eval()(x), "shape", ()))
         if len(shape) != 2 or shape[0] != len(x) or shape[1] < classes:
             raise ValueError(f"the net must give logits (N, {classes}), not {shape} for {len(x)} images")
-
-
-@contextlib.contextmanager
-def deterministic_cudnn() -> Iterator[None]:
-    """On a GPU the same algorithms each time; what else a program has set for cuDNN, such as TF32, stays."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
 
 
 def train_run(
@@ -245,14 +248,9 @@ def train_run(
     Returns:
         the record, and the net's weights.
     """
-    facts = definition(net, recipe, seed, split, **openings)
+    facts = definition(net, recipe, seed, split, **openings) | {"graph": graph, "commit": commit()}
     torch.manual_seed(seed)
     model = net()
     history = fit(model, recipe, digits, seed, device, progress, graph, **openings)
     fitted = evaluate(model, digits.train_images, digits.train_labels)
-    return facts | outcome(history, fitted, torch.device(device)) | {"graph": graph}, state_of(model)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return facts | outcome(history, fitted, torch.device(device)), state_of(model)

@@ -27,6 +27,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.study import finished
+from experiments.variants import GROUPS
 from model import STEPS
 from tinymnist import runs
 from tinymnist.cli import OneLineParser, run_program
@@ -56,14 +57,14 @@ def runs_of(group: str, variant: str) -> list[Run]:
     """The finished runs of a variant, by seed.
 
     Raises:
-        ValueError: a record of the group is not of today's code, or there is no run.
+        ValueError: a record of the group is not of today's code, or a run is missing.
     """
     done, stale = finished(group)
     if stale:
         raise ValueError(f"{stale[0]}: python -m experiments.study {group}")
     found = sorted((run for run in done.values() if run["variant"] == variant), key=lambda run: run["seed"])
-    if not found:
-        raise ValueError(f"no finished run of {group}/{variant}: python -m experiments.study {group}")
+    if len(found) < GROUPS[group].seeds:
+        raise ValueError(f"runs of {group}/{variant} are missing: python -m experiments.study {group}/{variant}")
     return found
 
 

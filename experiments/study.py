@@ -39,7 +39,10 @@ def definition_of(job: Job) -> Run:
     """What the record of a run has to say to count as done."""
     group, variant, seed = job
     chosen = GROUPS[group].variants()[variant]
-    return runs.definition(chosen.net, chosen.recipe, seed, split_of(group, seed), **chosen.openings)
+    found = runs.definition(chosen.net, chosen.recipe, seed, split_of(group, seed), **chosen.openings)
+    if "<" in "".join(found[name] for name in ("net", "rate", "batches", "loss")):
+        raise ValueError(f"{group}/{variant}: a record cannot name a lambda: define it at the top level of a module")
+    return found
 
 
 def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
@@ -53,7 +56,7 @@ def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
     for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl"):
         job = group, run["variant"], run["seed"]
         known = run["variant"] in GROUPS[group].variants()
-        reasons = runs.differences(run, definition_of(job)) if known else ["no such variant"]
+        reasons = runs.differences(run, definition_of(job)) if known else ["no such variant, delete its line"]
         if reasons:
             stale.append(
                 f"{group}/{run['variant']}, seed {run['seed']}, is no run of today's code: {'; '.join(reasons)}"
@@ -118,12 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
         device = pick_device(options.device)
         load_mnist()  # it may have to download
         jobs = jobs_of(options.names, options.seeds)
-        with runs.claimed(runs.RESULTS / "study"):
+        with runs.claimed(runs.RESULTS):
             done: set[Job] = set()
-            for group in {job[0] for job in jobs}:
+            for group in dict.fromkeys(job[0] for job in jobs):
                 found, stale = finished(group)
                 done |= found.keys()
-                print("".join(f"{line}\n" for line in stale), end="", flush=True)
+                for line in stale:
+                    print(line, flush=True)
             missing = [job for job in jobs if job not in done]
             made = in_processes(train_job, missing, str(device), processes_at_once(device))
             for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):

@@ -67,28 +67,28 @@ def choices() -> dict[str, Variant]:
 
 
 class Plateau:
-    """A learning rate that falls to a tenth when the training loss has not sunk for some epochs.
+    """A learning rate that falls to a tenth when the training loss has not sunk for more than two epochs.
 
     `rate` and `loss` are both given to `fit`, so that the one sees what the other computes.
     """
 
-    def __init__(self, patience: int = 2) -> None:
-        self.patience, self.factor, self.bad_epochs, self.best = patience, 1.0, 0, float("inf")
-        self.epoch, self.losses = 0, [0.0]
+    def __init__(self) -> None:
+        self.factor, self.bad_epochs, self.best, self.epoch = 1.0, 0, float("inf"), 0
+        self.losses: list[Tensor] = []
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of a batch, which is kept in mind until the epoch ends."""
         value = F.cross_entropy(logits, labels)
-        self.losses.append(float(value.detach()) * len(labels))
+        self.losses.append(value.detach() * len(labels))
         return value
 
     def rate(self, recipe: Recipe, done: float) -> float:
         """The fraction of the learning rate; at the start of an epoch it may fall."""
         if int(done * recipe.epochs) > self.epoch:
-            self.epoch, total, self.losses = int(done * recipe.epochs), sum(self.losses), []
+            self.epoch, total, self.losses = int(done * recipe.epochs), float(sum(self.losses)), []
             self.bad_epochs = 0 if total < self.best else self.bad_epochs + 1
             self.best = min(self.best, total)
-            if self.bad_epochs > self.patience:
+            if self.bad_epochs > 2:
                 self.factor, self.bad_epochs = 0.1 * self.factor, 0
         return self.factor
 

@@ -67,7 +67,46 @@ def normed(function):
     return net
 
 
+class Masked(nn.Module):
+    """Has a constant buffer that is not finite, as an attention mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(784, 10)
+        self.register_buffer("mask", torch.full((10,), float("-inf")).where(torch.arange(10) > 9, 0.0))
+        self.register_buffer("causal", torch.full((4, 4), float("-inf")).triu(1))
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) + self.mask + self.causal.softmax(1).sum() - 4
+
+
+class Scaled(nn.Module):
+    """Learns a statistic that its state dict leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(784, 10)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 0.01
+        return self.head(x.flatten(1)) * (1 + self.seen)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.01 * torch.randn(784, 10, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.flatten(1).to(torch.complex64) @ self.weight).abs()
+
+
 NETS = {
+    "mask": Masked,
+    "statistic": Scaled,
+    "complex": Complex,
     "view": Viewing,
     "five dimensions": Capsules,
     "tied": Tied,
@@ -89,7 +128,8 @@ NETS = {
 def test_any_net_trains_and_is_evaluated_as_it_is_left(drawn, name):
     net = NETS[name]()
     history = fit(net, RECIPE, drawn, progress=False)
-    assert evaluate(net, drawn.test_images, drawn.test_labels)[1] == history["test_correct"][-1]
+    loss, correct, _ = evaluate(net, drawn.test_images, drawn.test_labels)
+    assert (loss, correct) == (pytest.approx(history["test_loss"][-1], rel=1e-3), history["test_correct"][-1])
     assert not net.training
 
 
@@ -124,6 +164,8 @@ def changed(drawn, **tensors):
         (lambda d: {"train_labels": d.train_labels.int()}, r"labels must be int64 \(600,\), not int32 \(600,\)"),
         (lambda d: {"train_labels": d.train_labels[:599]}, r"labels must be int64 \(600,\), not int64 \(599,\)"),
         (lambda d: {"test_labels": d.test_labels[:, None]}, r"labels must be int64 \(200,\), not int64 \(200, 1\)"),
+        (lambda d: {"train_labels": d.train_labels - 1}, "labels must be from 0 up"),
+        (lambda d: {"test_labels": d.test_labels[:0], "test_images": d.test_images[:0]}, "at least one image"),
         (
             lambda d: {"train_labels": d.train_labels + 1},
             r"the net must give logits \(N, 11\), not \(2, 10\) for 2 images",
@@ -136,10 +178,20 @@ def test_data_of_another_form_is_refused_in_one_line_before_training(drawn, chan
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("net", [nn.Conv2d(1, 10, 28), nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten(0))])
+class Pair(SetupNet):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize("net", [nn.Conv2d(1, 10, 28), nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten(0)), Pair()])
 def test_a_net_that_gives_no_logits_is_refused(drawn, net):
     with pytest.raises(ValueError, match="the net must give logits"):
         fit(net, RECIPE, drawn, progress=False)
+
+
+def test_batches_that_are_none_are_refused(drawn):
+    with pytest.raises(ValueError, match="there are no batches"):
+        fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: [])
 
 
 def test_images_of_another_size_are_refused_by_our_nets_and_taken_by_others():

@@ -144,6 +144,14 @@ def test_each_split_holds_out_a_sixth_of_the_training_images():
     assert sorted(label for labels in held_out for label in labels) == list(range(2, 62))
 
 
+def test_a_split_that_there_is_not_is_refused(small_mnist):
+    with pytest.raises(ValueError, match="no split 'validation': use test or one of sixth-0, "):
+        load_mnist(small_mnist, split="validation")
+    for part in (-1, 6):
+        with pytest.raises(ValueError, match=f"no part {part}: use 0 to 5"):
+            validation_split(load_mnist(small_mnist), part)
+
+
 def test_a_split_can_be_loaded_by_name(mnist):
     split = load_mnist(split="sixth-5")
     assert (len(split.train_images), len(split.test_labels)) == (50_000, 10_000)

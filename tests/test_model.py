@@ -67,6 +67,12 @@ def test_views_are_shifted_crops_whose_logits_are_averaged():
     assert torch.equal(net(x), plain(x))
 
 
+@pytest.mark.parametrize("views", [[], [(3, 0)], [(0, 0), (0, -3)]])
+def test_views_that_leave_the_image_are_refused(views):
+    with pytest.raises(ValueError, match="views are shifts from -2 to 2"):
+        FinalNet(views=views)
+
+
 def test_pixels_that_the_crop_leaves_out_do_not_matter():
     net, x = RegularizedNet().eval(), torch.rand(1, 1, 28, 28)
     assert torch.equal(net(x), net(F.pad(x[:, :, 2:26, 2:26], (2, 2, 2, 2), value=7.0)))

@@ -63,6 +63,26 @@ def test_what_is_not_the_same_definition_is_named(drawn):
     assert definition(FinalNet, TINY, 0, "test", rate=learning_rate) == first
 
 
+def test_what_has_no_name_of_its_own_is_described():
+    smooth = definition(FinalNet, TINY, 0, "test", loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    assert smooth["loss"] == "CrossEntropyLoss()"
+    wide = definition(functools.partial(Width, act=F.relu), TINY, 0, "test")
+    assert wide["arguments"] == {"channels": 4, "act": "torch.nn.functional.relu"}
+    assert wide["parameters"] == 0  # a lazy layer has none before it has run
+
+
+class Width(torch.nn.Sequential):
+    def __init__(self, channels=4, act=None):
+        super().__init__(torch.nn.LazyConv2d(channels, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10))
+
+
+def test_fields_that_only_the_record_has_are_named_too():
+    expected = definition(FinalNet, TINY, 0, "test")
+    old = expected | {"recipe": expected["recipe"] | {"shear": 8.0}}
+    assert differences(old, expected) == ["recipe shear 8.0, not None"]
+    assert differences(expected | {"recipe": None}, expected)[0] == "recipe epochs None, not 1"
+
+
 def test_defining_a_run_draws_no_random_numbers():
     before = torch.get_rng_state()
     definition(FinalNet, TINY, 0, "test")
@@ -147,6 +167,9 @@ def test_weights_are_loaded_by_seed(weights):
     for seed, net in enumerate(nets):
         load_weights(net, weights, seed)
     assert not torch.equal(nets[0].conv1.weight, nets[1].conv1.weight)
+    write_weights(weights.with_name("one.pt"), FinalNet().state_dict())
+    with pytest.raises(OSError, match=r"no weights by seed in .*one\.pt"):
+        load_weights(FinalNet(), weights.with_name("one.pt"))
     for seed in (-1, 2, 0.5, "0", None):
         with pytest.raises(ValueError, match=rf"^no published weights of seed {seed!r}: use 0 to 1$"):
             load_weights(FinalNet(), weights, seed)
@@ -188,8 +211,9 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
         author = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(["git", *author, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
 
+    commit = runs.commit.__wrapped__  # a process remembers the one that it began with
     monkeypatch.setattr(runs, "REPOSITORY", tmp_path)
-    assert runs.commit() is None  # outside of git
+    assert commit() is None  # outside of git
     (tmp_path / "results").mkdir()
     files = [tmp_path / "train.py", tmp_path / "results" / "steps.jsonl"]
     for file in files:
@@ -197,9 +221,9 @@ def test_a_record_says_whether_the_code_was_changed_but_not_whether_results_were
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
         git(*command)
     clean = git("rev-parse", "HEAD").stdout.strip()
-    assert runs.commit() == clean
+    assert commit() == clean
     files[1].write_text("trained again")
     (tmp_path / "untracked.txt").write_text("")
-    assert runs.commit() == clean
+    assert commit() == clean
     files[0].write_text("changed")
-    assert runs.commit() == f"{clean}-dirty"
+    assert commit() == f"{clean}-dirty"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinymnist.recipe import Recipe
 
+Augment = Callable[[Tensor, Recipe, torch.Generator], Tensor]
 STD = 0.3081  # standard deviation of the training images' pixels, on a scale from 0 to 1
 
 
@@ -103,7 +104,7 @@ class Batches:
 
     def __init__(self, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
         self.images, self.labels, self.recipe, self.generator = images, labels, recipe, generator
-        self.augment: Callable[[Tensor, Recipe, torch.Generator], Tensor] = augment
+        self.augment: Augment = augment
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.recipe.batch_size)  # the last batch may be smaller

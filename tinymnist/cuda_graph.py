@@ -6,14 +6,11 @@ See Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from tinymnist.augmentation import Augment
 from tinymnist.recipe import Recipe
-
-Augment = Callable[[Tensor, Recipe, torch.Generator | None], Tensor]
 
 
 class GraphedNet(nn.Module):
@@ -39,7 +36,7 @@ class GraphedNet(nn.Module):
         torch.cuda.set_rng_state(random_state, batch.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, 1, 28, 28) to logits (B, 10)."""
+        """float (B, 1, 28, 28) to logits (B, classes)."""
         return self.graphed(x) if self.training and x.shape == self.shape else self.net(x)
 
 
@@ -47,7 +44,7 @@ class GraphedAugment:
     """An augmentation that is replayed on batches of one shape, with the random numbers that it would draw itself.
 
     Args:
-        augment: see `utils.fit`; it must not copy from the CPU, nor wait for the GPU.
+        augment: that of `Batches`; it must not copy from the CPU, nor wait for the GPU.
         images: uint8 (B, 28, 28) on a CUDA device, an example of the batches to come.
         recipe, generator: what it will be called with, always the same.
     """
@@ -61,7 +58,7 @@ class GraphedAugment:
             self.batch = augment(self.images, recipe, generator)
         generator.set_state(state)
 
-    def __call__(self, images: Tensor, recipe: Recipe, generator: torch.Generator | None) -> Tensor:
+    def __call__(self, images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
         """uint8 (B, 28, 28) to float (B, 1, 28, 28), which the next call overwrites."""
         if images.shape != self.images.shape:
             return self.augment(images, recipe, generator)

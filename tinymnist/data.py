@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
@@ -60,14 +59,18 @@ def load_mnist(root: str | os.PathLike[str] | None = None, split: str = "test") 
 
     Raises:
         DataError: a file cannot be read or downloaded, or is not the original.
+        ValueError: there is no such split.
     """
     from torchvision.datasets import MNIST  # here, because it takes a second
 
+    if split not in ("test", *SIXTHS):
+        raise ValueError(f"no split {split!r}: use test or one of {', '.join(SIXTHS)}")
     root = Path(root).expanduser() if root is not None else default_root()
     raw = root / "MNIST" / "raw"
     try:
         if not all((raw / name).exists() for name in MNIST_MD5):
-            with FileLock(Path(tempfile.gettempdir()) / "tiny-mnist-download.lock"):  # of several processes, one
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".download.lock"):  # of several processes, one downloads
                 MNIST(root, download=True)
         for name, md5 in MNIST_MD5.items():
             if hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
@@ -91,9 +94,14 @@ def validation_split(digits: Digits, part: int = 5) -> Digits:
         digits: the whole data set.
         part: which sixth is held out, from 0 to 5; by default the last one.
 
+    Raises:
+        ValueError: there is no such part.
+
     Returns:
         `Digits` whose `test_*` are the held-out images and labels, and whose `train_*` are the others.
     """
+    if part not in range(6):
+        raise ValueError(f"no part {part!r}: use 0 to 5")
     images, labels, _, _ = digits
     size = len(images) // 6
     stop = len(images) - (5 - part) * size

@@ -1,6 +1,9 @@
-"""Which device to train on."""
+"""Which device to train on, and that it computes the same each time."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -33,3 +36,15 @@ def _count(kind: str) -> int:
         return int(torch.backends.mps.is_available())
     module = getattr(torch, kind)
     return module.device_count() if module.is_available() else 0
+
+
+@contextlib.contextmanager
+def deterministic_cudnn() -> Iterator[None]:
+    """On a GPU the same algorithms each time; what else a program has set for cuDNN, such as TF32, stays."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 SCHEDULES = ("constant", "step", "one_cycle")
+LARGEST = {"epochs": 1e9, "batch_size": 1e9, "warmup": 1, "average": 1, "momentum": 1, "scale": 0.99, "translation": 1}
+LARGEST |= {"max_lr": 1e38, "weight_decay": 1e38, "rotation": 360}
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,9 +46,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}: use one of {', '.join(SCHEDULES)}")
-        for name, low, high in (("epochs", 1, 1e9), ("batch_size", 1, 1e9), ("warmup", 0, 1), ("average", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be from {low} to {high:g}, not {getattr(self, name)}")
+        for name, high in LARGEST.items():
+            value, low = getattr(self, name), 1 if name in ("epochs", "batch_size") else 0
+            if not low <= value <= high or (low and value != int(value)):
+                raise ValueError(
+                    f"{name} must be {'a whole number ' if low else ''}from {low} to {high:g}, not {value}"
+                )
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults."""

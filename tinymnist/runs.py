@@ -34,11 +34,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters; those of lazy layers count once the net has run."""
+    lazy = nn.parameter.UninitializedParameter
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and not isinstance(p, lazy))
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """A class or function as it is imported; a `functools.partial` with its arguments: "module.name(power=2)"."""
     if isinstance(function, functools.partial):
         words = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
         return f"{name_of(function.func)}({', '.join(words)})"
+    if not hasattr(function, "__qualname__"):
+        return repr(function)  # an instance that can be called
     return f"{function.__module__}.{function.__qualname__}"
 
 
@@ -52,26 +60,28 @@ def definition(
     batches: Callable[..., Any] = Batches,
     loss: Callable[..., Any] = F.cross_entropy,
 ) -> Run:
-    """All that decides a run, but the machine: what has to be equal for a finished run to count as this one.
+    """What decides a run, but for the machine and the code itself, which the record names by its commit.
+
+    A finished run counts as this one if all of it is equal.
 
     Args:
         net: a class or function that makes the net, or a `functools.partial` of one.
-        recipe, seed, rate, batches, loss: as for `fit`.
+        recipe, seed, rate, batches, loss: as for `fit`; a lambda has no name that tells it from others.
         split: "test", or the sixth of the training images that is held out.
 
     Returns:
         as JSON gives it back: the net by its name and its `arguments`, the defaults among them, `parameters`, `recipe`
         as a dictionary, and what was opened by its name.
     """
-    function, args, keywords = getattr(net, "func", net), getattr(net, "args", ()), getattr(net, "keywords", {})
-    arguments = inspect.signature(function).bind(*args, **keywords)
+    made = net if isinstance(net, functools.partial) else functools.partial(net)
+    arguments = inspect.signature(made.func).bind(*made.args, **made.keywords)
     arguments.apply_defaults()
     with torch.random.fork_rng(devices=[]):
-        parameters = sum(p.numel() for p in net().parameters() if p.requires_grad)
-    found: Run = {"seed": seed, "split": split, "net": name_of(function), "arguments": arguments.arguments}
+        parameters = count_parameters(net())
+    found: Run = {"seed": seed, "split": split, "net": name_of(made.func), "arguments": arguments.arguments}
     found |= {"parameters": parameters, "recipe": asdict(recipe)}
     found |= {"rate": name_of(rate), "batches": name_of(batches), "loss": name_of(loss)}
-    return json.loads(json.dumps(found, default=repr))
+    return json.loads(json.dumps(found, default=lambda value: name_of(value) if callable(value) else repr(value)))
 
 
 def outcome(history: History, fitted: tuple[float, int, int], device: torch.device) -> Run:
@@ -91,7 +101,6 @@ def outcome(history: History, fitted: tuple[float, int, int], device: torch.devi
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "commit": commit(),
     }
 
 
@@ -99,17 +108,18 @@ def differences(run: Run, expected: Run) -> list[str]:
     """What of a definition a record does not say, a few words each; none for a finished run of that definition."""
 
     def flat(values: Run) -> dict[str, Any]:
-        return values | {f"recipe {name}": value for name, value in values.get("recipe", {}).items()}
+        recipe = values.get("recipe") or {}
+        return {name: values.get(name) for name in expected} | {f"recipe {name}": recipe[name] for name in recipe}
 
     found, wanted = flat(run), flat(expected)
-    names = [name for name in wanted if name != "recipe" and found.get(name) != wanted[name]]
-    return [f"{name} {found.get(name)!r}, not {wanted[name]!r}" for name in names]
+    names = [name for name in wanted | found if name != "recipe" and found.get(name) != wanted.get(name)]
+    return [f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in names]
 
 
 def state_of(net: nn.Module) -> State:
     """The state dict of a net on the CPU, under the names that it has without `torch.compile`."""
-    state = net.state_dict().items()
-    return {name.replace("_orig_mod.", ""): value.detach().cpu().contiguous() for name, value in state}
+    state = {name.replace("_orig_mod.", ""): value for name, value in net.state_dict().items()}
+    return {name: v.detach().cpu().contiguous() if isinstance(v, Tensor) else v for name, v in state.items()}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -169,6 +179,8 @@ def load_weights(net: nn.Module, path: Path, seed: int = 0) -> None:
         OSError: the file is missing or damaged, or its nets are of another kind; the message names it.
     """
     weights = read_weights(path)
+    if not all(isinstance(key, int) for key in weights) or not weights:
+        raise OSError(f"no weights by seed in {path} (it holds those of one net): load them with load_state_dict")
     if seed not in weights:
         raise ValueError(f"no published weights of seed {seed!r}: use {min(weights)} to {max(weights)}")
     try:
@@ -225,29 +237,27 @@ def load_runs(group: str, variant: str) -> list[Run]:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from claiming the same file meanwhile; a file system without locks gives it to everyone.
+    """Keep other processes from claiming the same folder meanwhile; a file system without locks gives it to everyone.
 
     Raises:
         OSError: another process has it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".study.lock")
     try:
         lock.acquire(timeout=2)  # a process whose parent was killed needs a moment to end
     except Timeout:
-        raise OSError(f"another process is writing {path}: wait for its end") from None
+        raise OSError(f"another process is writing to {path}: wait for its end") from None
     except (OSError, NotImplementedError):
         pass
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows does not delete a file that is open
-            os.unlink(lock.lock_file)
         lock.release()
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the GPU, or of the processor as far as the system tells."""
+    """The name of a CUDA device, or else of the processor as far as the system tells."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -257,8 +267,9 @@ def hardware(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit, with "-dirty" if a tracked file outside of `results/` was changed; None outside of git."""
+    """The commit as the process began, "-dirty" if a tracked file outside `results/` was changed; None outside git."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
