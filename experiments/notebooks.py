@@ -52,6 +52,9 @@ def execute(name: str, folder: Path) -> None:
         resources={"metadata": {"path": str(REPOSITORY)}},
     )
     client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for cell in notebook.cells:  # a progress bar that has gone leaves an empty stream
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text.strip()]
     language = {"name": "python", "file_extension": ".py", "nbconvert_exporter": "python"}  # for nbconvert --to script
     notebook.metadata.language_info = language
     write_atomically(folder / name, (nbformat.writes(notebook) + "\n").encode())
