@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 import model
-from model import STEPS
+from model import STEPS, FinalNet, RegularizedNet, SetupNet
 from tinymnist.data import default_root
 from utils import (
     Batches,
@@ -164,7 +164,7 @@ def trained(notebook) -> str:
 def test_recipe_and_net_are_those_of_the_code(number, notebook):
     step, text = STEPS[number], printed(notebook)
     assert f"{step.recipe}\n" in trained(notebook)
-    shown = {1: [step.net.forward, train_epoch, Batches], 2: [step.net.classify], 3: [step.net.forward]}
+    shown = {1: [SetupNet.forward, train_epoch, Batches], 2: [RegularizedNet.classify], 3: [FinalNet.forward]}
     assert all(inspect.getsource(function) in text for function in shown[number])
     assert f"Total params: {count_parameters(step.net()):,}" in text
     assert receptive_field_table(receptive_field(step.net())) in text
@@ -183,7 +183,7 @@ def test_analysis_is_that_of_the_records(number, notebook):
 
 def test_it_opens_on_a_gpu_and_ends_with_the_result(notebook):
     assert notebook.metadata.accelerator == "GPU"
-    end = "\n".join(cell.source for cell in notebook.cells[-8:])
+    end = "\n".join(cell.source for cell in notebook.cells[-10:])
     assert [word for word in ("**Target", "**Result", "**Analysis") if word not in end] == []
 
 

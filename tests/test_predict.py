@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 import predict
+import utils
 from tinymnist.picture import PictureError, open_picture
 from tinymnist.prepare import prepare
 from utils import normalize
@@ -353,11 +354,14 @@ def test_missing_and_damaged_weights_are_one_line(capsys, monkeypatch, tmp_path,
     assert "restore the file, or train again" in err
 
 
-def test_the_lines_of_the_readme_classify(mnist, repository, monkeypatch):
-    (lines,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
+def test_the_lines_of_the_readme_classify_and_train(mnist, drawn, repository, monkeypatch):
+    classify, train = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
     monkeypatch.setattr(torch.hub, "load", functools.partial(torch.hub.load, source="local"))
     names = {"images": mnist.test_images[:500]}
-    exec(lines.replace("tiny-mnist/tiny-mnist", repository.as_posix()), names)
+    exec(classify.replace("tiny-mnist/tiny-mnist", repository.as_posix()), names)
     with torch.no_grad():
-        assert torch.equal(names["digits"], predict.load_net()(normalize(mnist.test_images[:500])).argmax(1))
+        assert torch.equal(names["digits"], predict.load_net(7)(normalize(mnist.test_images[:500])).argmax(1))
     assert (names["digits"] == mnist.test_labels[:500]).sum() > 490
+    monkeypatch.setattr(utils, "load_mnist", lambda: drawn)
+    exec(train, names)
+    assert len(names["history"]["test_correct"]) == 5
