@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tinymnist.augmentation import Batches, affine, augment, normalize
 from tinymnist.cuda_graph import GraphedAugment, GraphedNet
-from tinymnist.data import DataError, Digits, load_mnist, validation_split
+from tinymnist.data import DataError, Digits, check_forms, load_mnist, validation_split
 from tinymnist.devices import deterministic_cudnn, pick_device
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
@@ -206,24 +206,6 @@ def fit(
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
     """All parameters and buffers of a net, each once."""
     return itertools.chain(model.parameters(), model.buffers())
-
-
-@torch.no_grad()
-def check_forms(model: nn.Module, digits: Digits) -> None:
-    """Raise ValueError unless images, labels and a net's logits are of the forms that training needs.
-
-    The net runs on a few images, which also gives lazy layers their shapes.
-    """
-    for images, labels in (digits[:2], digits[2:]):
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            kind = str(labels.dtype).removeprefix("torch.")
-            raise ValueError(f"labels must be int64 ({len(images)},), not {kind} {tuple(labels.shape)}")
-        if not len(labels) or labels.min() < 0:
-            raise ValueError("labels must be from 0 up, and there must be at least one image to train and to test on")
-        x, classes = normalize(images[:2]), int(labels.max()) + 1
-        shape = tuple(getattr(model.eval()(x), "shape", ()))
-        if len(shape) != 2 or shape[0] != len(x) or shape[1] < classes:
-            raise ValueError(f"the net must give logits (N, {classes}), not {shape} for {len(x)} images")
 
 
 def train_run(

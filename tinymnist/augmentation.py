@@ -49,7 +49,8 @@ def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scal
 
     The parameters mean what they mean in `torchvision.transforms.functional.affine`, which takes one map for all
     images; here each image has its own. The output is sampled at the inverse map, as in Jaderberg et al., "Spatial
-    Transformer Networks", 2015.
+    Transformer Networks", 2015. `F.affine_grid` does the same as the last lines, but multiplies a small matrix for each
+    image, which is slower on a CPU: `experiments/bench.py` measures by how much.
 
     Args:
         images: float (N, C, H, W), 0 = background.
@@ -66,25 +67,11 @@ def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scal
     across, down = sin * (height / width), sin * (width / height)
     x, y = 2 * shift_x, 2 * shift_y
     theta = torch.stack([cos, across, -cos * x - across * y, -down, cos, down * x - cos * y], dim=1)
-    grid = affine_grid(theta.view(-1, 2, 3), height, width)
+    columns = (torch.arange(width, device=images.device, dtype=images.dtype) * 2 + 1) / width - 1  # pixels' centres
+    rows = (torch.arange(height, device=images.device, dtype=images.dtype) * 2 + 1) / height - 1
+    pixels = torch.stack([*torch.meshgrid(columns, rows, indexing="xy"), torch.ones_like(images[0, 0])]).flatten(1)
+    grid = (theta.view(-1, 3) @ pixels).view(-1, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
-    """Where to sample for affine maps: `F.affine_grid` without `align_corners`, by one matrix product for all images.
-
-    The library multiplies a small matrix for each image, which makes a whole run on one CPU thread a tenth longer.
-
-    Args:
-        theta: float (N, 2, 3), from output to input coordinates.
-
-    Returns:
-        float (N, height, width, 2), x and y of each pixel; the last axis is not the innermost in memory.
-    """
-    x = (torch.arange(width, device=theta.device, dtype=theta.dtype) * 2 + 1) / width - 1  # centres of the pixels
-    y = (torch.arange(height, device=theta.device, dtype=theta.dtype) * 2 + 1) / height - 1
-    pixels = torch.stack([x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x + y[:, None])])
-    return (theta.reshape(-1, 3) @ pixels.view(3, -1)).view(-1, 2, height, width).permute(0, 2, 3, 1)
 
 
 class Batches:

@@ -1,4 +1,4 @@
-"""MNIST, with its checksums verified, and what part of it is held out."""
+"""MNIST, with its checksums verified; what part of it is held out; and what form data must have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
+
+from tinymnist.augmentation import normalize
 
 # MD5 sums of the four unpacked files; torchvision checks those of the packed ones, once, when it downloads them.
 MNIST_MD5 = {
@@ -108,3 +110,21 @@ def validation_split(digits: Digits, part: int = 5) -> Digits:
     start = stop - size
     train_images, train_labels = (torch.cat([tensor[:start], tensor[stop:]]) for tensor in (images, labels))
     return Digits(train_images, train_labels, images[start:stop], labels[start:stop])
+
+
+@torch.no_grad()
+def check_forms(model: nn.Module, digits: Digits) -> None:
+    """Raise ValueError unless images, labels and a net's logits are of the forms that training needs.
+
+    The net runs on a few images, which also gives lazy layers their shapes.
+    """
+    for images, labels in (digits[:2], digits[2:]):
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            kind = str(labels.dtype).removeprefix("torch.")
+            raise ValueError(f"labels must be int64 ({len(images)},), not {kind} {tuple(labels.shape)}")
+        if not len(labels) or labels.min() < 0:
+            raise ValueError("labels must be from 0 up, and there must be at least one image to train and to test on")
+        x, classes = normalize(images[:2]), int(labels.max()) + 1
+        shape = tuple(getattr(model.eval()(x), "shape", ()))
+        if len(shape) != 2 or shape[0] != len(x) or shape[1] < classes:
+            raise ValueError(f"the net must give logits (N, {classes}), not {shape} for {len(x)} images")
