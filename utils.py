@@ -82,7 +82,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
         mean cross-entropy over the N images, number of them classified correctly, and N.
     """
     device = next(model.parameters(), images).device
-    in_training = [module for module in model.modules() if module.training]
+    # What `torch.compile` wraps around a net has, in PyTorch 2.4, a flag that says nothing; the net within is asked.
+    in_training = [module for module in model.modules() if module.training and not hasattr(module, "_orig_mod")]
     model.eval()
     loss_sum: Tensor | float = 0.0
     correct: Tensor | int = 0
