@@ -1,4 +1,4 @@
-"""Many random seeds at once: processes that end as they should, none of which is left behind."""
+"""Many seeds at once: processes that end as they should, none of which is left behind."""
 
 import os
 import signal
