@@ -128,8 +128,9 @@ TABLES: list[Callable[[], str]] = [test_set, held_out, progress, choices]
 INTRODUCTION = """# Results
 
 Written by `make report` from the records beside this file, one run a line: `steps.jsonl` on the test set,
-`choices.jsonl` on held-out training images. `step3.pt` holds the weights of the twenty runs of Step 3, by seed.
-Accuracies are in percent, differences and gaps in points."""
+`choices.jsonl` on held-out training images. `step3.pt` holds the weights of the twenty runs of Step 3, by seed;
+`step1.pt` and `step2.pt` those of seed 0. The runs of Steps 1 and 2 on the test set are not complete, and in
+no table yet. Accuracies are in percent, differences and gaps in points."""
 FIRST_EDITION = """## The first edition
 
 Its records, of its search, ladder, smaller nets and prior solutions, and its code end with commit 51ef65a. It chose
