@@ -24,7 +24,6 @@ import json
 import os
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from model import STEPS
 from tinymnist.cli import OneLineParser, run_program, whole_number
 from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
-from tinymnist.runs import definition, differences, write_json, write_weights
+from tinymnist.runs import check_record, definition, differences, read_weights, write_json, write_weights
 from tinymnist.tables import gap, last_accuracies, meets
 from utils import (
     DataError,
@@ -108,32 +107,44 @@ class Plan(NamedTuple):
         """Where the record of a seed goes."""
         return self.out / f"step{self.step}" / f"seed_{seed}.json"
 
-    def finished(self, seed: int) -> Run | None:
-        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
+    def read(self, seed: int) -> Run | None:
+        """What the record of a seed says, whole or not; None if there is none, or if it is no JSON.
 
         Raises:
             ValueError: it is a run of another kind; the message says in what they differ.
             OSError: it cannot be read.
         """
-        path, run = self.path(seed), None
-        if not path.exists():
-            return None
-        with contextlib.suppress(ValueError):
+        path = self.path(seed)
+        try:
             run = json.loads(path.read_bytes())
-        if isinstance(run, dict):
-            expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
-            if different := differences(run, expected):
-                raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
-            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError):
-                if len(last_accuracies(run)) and zipfile.is_zipfile(path.with_suffix(".pt")):
-                    return run
-        print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        if not isinstance(run, dict):
+            return None
+        expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
+        if different := differences(run, expected):
+            raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
+        return run
+
+    def finished(self, seed: int) -> Run | None:
+        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
+
+        Raises:
+            ValueError, OSError: as for `read`.
+        """
+        path, run = self.path(seed), self.read(seed)
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
+            read_weights(path.with_suffix(".pt"))
+            return check_record(run)
+        if path.exists():
+            print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
         return None
 
     def train(self, seed: int, digits: Digits, device: torch.device, progress: bool = False) -> Run:
         """Train a seed and write the run: the weights first, since the record says that the run is finished."""
         net = STEPS[self.step].net
         run, state = train_run(net, self.recipe, digits, seed, self.split, device, progress, self.graph)
+        self.read(seed)  # another call may have written a run of another kind meanwhile: it stays
         write_weights(self.path(seed).with_suffix(".pt"), state)
         run = self.labels | run
         write_json(self.path(seed), run)

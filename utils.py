@@ -66,6 +66,8 @@ def train_epoch(
         loss_sum += loss.detach() * len(y)
         correct += (logits.argmax(1) == y).sum()
         total += len(y)
+    if not total:
+        raise ValueError("there were no batches in this epoch: give batches that can be iterated again")
     return float(loss_sum) / total, int(correct), total
 
 
@@ -115,6 +117,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
+@torch.enable_grad()
 def fit(
     model: nn.Module,
     recipe: Recipe,
@@ -160,6 +163,8 @@ def fit(
     device = torch.device(device)
     if graph and device.type != "cuda":
         raise ValueError(f"graph=True needs a CUDA device, not {device}")
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError("fit does not work under torch.autocast: call it outside")
     torch.manual_seed(seed)  # dropout takes its random numbers from the global generator
     generator = torch.Generator(device).manual_seed(seed)
     digits = Digits(*(tensor.to(device) for tensor in digits))
@@ -176,7 +181,9 @@ def fit(
         weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
     )
-    scheduler = LambdaLR(optimizer, lambda step: rate(recipe, min((step + 0.5) / steps, 1.0)))  # middle of the step
+    scheduler = LambdaLR(
+        optimizer, lambda step: float(rate(recipe, min((step + 0.5) / steps, 1.0)))
+    )  # middle of the step
     average = moving_average(model, recipe.average) if recipe.average else None
     names = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
     history: History = {name: [] for name in names}

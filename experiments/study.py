@@ -17,6 +17,9 @@ if __name__ == "__main__":  # the imports below take seconds
 
     stop_at_once("study.py")
 
+import json
+import tempfile
+
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
@@ -40,8 +43,8 @@ def definition_of(job: Job) -> Run:
     group, variant, seed = job
     chosen = GROUPS[group].variants()[variant]
     found = runs.definition(chosen.net, chosen.recipe, seed, split_of(group, seed), **chosen.openings)
-    if "<" in "".join(found[name] for name in ("net", "rate", "batches", "loss")):
-        raise ValueError(f"{group}/{variant}: a record cannot name a lambda: define it at the top level of a module")
+    if "<" in json.dumps(found):
+        raise ValueError(f"{group}/{variant}: a record can only name what is defined at the top level of a module")
     return found
 
 
@@ -96,6 +99,18 @@ def train_job(job: Job, device: str) -> tuple[Run, State]:
     return {"group": group, "variant": variant} | run, state
 
 
+def lacks_weights(job: Job) -> bool:
+    """Whether the weights of a run are to be published and are not.
+
+    Raises:
+        OSError: the file that they belong to is damaged; the message names it.
+    """
+    group, variant, seed = job
+    path = runs.RESULTS / f"{variant}.pt"
+    wanted = seed < GROUPS[group].weights.get(variant, 0)
+    return wanted and (not path.exists() or seed not in runs.read_weights(path))
+
+
 def keep(run: Run, state: State) -> None:
     """Write the weights of a run, if they are to be published, and then its record."""
     name, seed = run["variant"], run["seed"]
@@ -128,7 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
                 done |= found.keys()
                 for line in stale:
                     print(line, flush=True)
-            missing = [job for job in jobs if job not in done]
+            missing = [job for job in jobs if job not in done or lacks_weights(job)]
+            with tempfile.TemporaryFile(dir=runs.RESULTS):  # better told now than after the training
+                definitions = [definition_of(job) for job in missing]
+                json.dumps(definitions, allow_nan=False)
             made = in_processes(train_job, missing, str(device), processes_at_once(device))
             for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):
                 keep(run, state)

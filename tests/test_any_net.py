@@ -189,6 +189,44 @@ def test_a_net_that_gives_no_logits_is_refused(drawn, net):
         fit(net, RECIPE, drawn, progress=False)
 
 
+@torch.no_grad()
+def test_gradients_are_on_whatever_the_caller_has_set(drawn):
+    history = fit(SetupNet(), RECIPE, drawn, progress=False)
+    assert history["train_loss"][1] < history["train_loss"][0]
+
+
+def test_autocast_is_refused(drawn):
+    with torch.autocast("cpu"), pytest.raises(ValueError, match=r"does not work under torch\.autocast"):
+        fit(SetupNet(), RECIPE, drawn, progress=False)
+
+
+def test_the_default_dtype_of_a_program_does_not_matter(drawn):
+    net = FinalNet()
+    torch.set_default_dtype(torch.float64)
+    try:
+        fit(net, RECIPE, drawn, progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Once:
+    def __init__(self, batches):
+        self.left = list(batches)
+
+    def __iter__(self):
+        while self.left:
+            yield self.left.pop()
+
+    def __len__(self):
+        return 3
+
+
+def test_batches_that_are_gone_after_an_epoch_are_refused(drawn):
+    batches = Once((normalize(drawn.train_images[:9]), drawn.train_labels[:9]) for _ in range(3))
+    with pytest.raises(ValueError, match="no batches in this epoch"):
+        fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: batches)
+
+
 def test_batches_that_are_none_are_refused(drawn):
     with pytest.raises(ValueError, match="there are no batches"):
         fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: [])

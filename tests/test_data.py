@@ -126,6 +126,19 @@ def test_processes_may_download_at_the_same_time(tmp_path, mirror):
             assert digits.test_labels.tolist() == list(range(5))
 
 
+def test_files_of_an_older_torchvision_are_not_read(small_mnist):
+    (small_mnist / "MNIST" / "processed").mkdir()
+    for name in ("training", "test"):
+        torch.save(
+            (torch.zeros(3, 28, 28, dtype=torch.uint8), torch.zeros(3)), small_mnist / f"MNIST/processed/{name}.pt"
+        )
+    assert load_mnist(small_mnist).test_labels.tolist() == list(range(5))
+
+
+def test_a_home_that_there_is_not_is_told():
+    assert "no MNIST in ~nobody-of-this-name/m" in refusal(Path("~nobody-of-this-name/m"))
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert "no MNIST in" in refusal(tmp_path / "file")

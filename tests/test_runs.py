@@ -22,7 +22,8 @@ TINY = Recipe(epochs=1, batch_size=128)
 
 def record(seed: int = 0, **values) -> dict:
     history = {"test_correct": [9, 10], "test_total": [10, 10]}
-    return {"group": "g", "variant": "v", "seed": seed, "history": history, **values}
+    facts = {"group": "g", "variant": "v", "seed": seed, "recipe": {"epochs": 2}, "history": history}
+    return facts | {"train_accuracy": 99.0, "device": "cpu", "date": "2026-01-01"} | values
 
 
 def parabola(recipe, done, power=2):
@@ -65,10 +66,22 @@ def test_what_is_not_the_same_definition_is_named(drawn):
 
 def test_what_has_no_name_of_its_own_is_described():
     smooth = definition(FinalNet, TINY, 0, "test", loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1))
-    assert smooth["loss"] == "CrossEntropyLoss()"
+    assert re.match(r"torch\.nn\.modules\.loss\.CrossEntropyLoss\(.*label_smoothing=0\.1\)", smooth["loss"])
+    rates = [definition(FinalNet, TINY, 0, "test", rate=Decay(power).rate)["rate"] for power in (1, 3)]
+    assert rates == [f"tests.test_runs.Decay.rate of tests.test_runs.Decay(power={p})" for p in (1, 3)] or rates == [
+        f"test_runs.Decay.rate of test_runs.Decay(power={p})" for p in (1, 3)
+    ]
     wide = definition(functools.partial(Width, act=F.relu), TINY, 0, "test")
     assert wide["arguments"] == {"channels": 4, "act": "torch.nn.functional.relu"}
     assert wide["parameters"] == 0  # a lazy layer has none before it has run
+
+
+class Decay:
+    def __init__(self, power):
+        self.power = power
+
+    def rate(self, recipe, done):
+        return (1 - done) ** self.power
 
 
 class Width(torch.nn.Sequential):
@@ -95,8 +108,8 @@ def test_each_run_is_a_line_and_replaces_an_earlier_one_of_its_variant_and_seed(
     for run in (record(0), record(1), record(0, variant="w"), record(0, date="later")):
         save_run(path, run)
     assert len(path.read_text().splitlines()) == 3
-    assert [(r["variant"], r["seed"], r.get("date")) for r in read_runs(path)] == [
-        ("v", 1, None), ("w", 0, None), ("v", 0, "later"),
+    assert [(r["variant"], r["seed"], r["date"]) for r in read_runs(path)] == [
+        ("v", 1, "2026-01-01"), ("w", 0, "2026-01-01"), ("v", 0, "later"),
     ]  # fmt: skip
 
 
@@ -119,6 +132,22 @@ def test_another_damaged_line_is_refused_by_name(tmp_path, line):
     path.write_bytes(line + b"\n" + path.read_bytes())
     with pytest.raises(ValueError, match=re.escape(f"line 1 of {path} is damaged (")):
         read_runs(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": "0"}, {"variant": [1]}, {"recipe": "x"}, {"recipe": {"epochs": 15}}, {"history": {}}, {"history": []}],
+)
+def test_a_record_that_is_not_whole_is_refused_by_name(tmp_path, change):
+    (tmp_path / "g.jsonl").write_text(json.dumps(record(0) | change) + "\n")
+    with pytest.raises(ValueError, match=r"line 1 of .* is damaged"):
+        read_runs(tmp_path / "g.jsonl")
+
+
+def test_a_record_that_is_there_twice_is_refused_by_name(tmp_path):
+    (tmp_path / "g.jsonl").write_text(2 * (json.dumps(record(0)) + "\n"))
+    with pytest.raises(ValueError, match=r"line 2 of .* is damaged .*a second record of v, seed 0"):
+        read_runs(tmp_path / "g.jsonl")
 
 
 def test_published_runs_are_loaded_by_seed(tmp_path, monkeypatch):
@@ -185,11 +214,17 @@ class Hostile:
         return os.mkdir, (str(self.path),)
 
 
+def head_of(path) -> bytes:
+    """Some of the weights, as they lie in the file."""
+    return torch.load(path, weights_only=True)[0]["head.weight"].numpy().tobytes()[:400]
+
+
 DAMAGES = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "Git LFS pointer": lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 4\n"),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "some bytes": lambda path: path.write_bytes(path.read_bytes().replace(head_of(path), bytes(400))),
     "another net's": lambda path: torch.save({0: STEPS[1].net().state_dict()}, path),
     "no weights": lambda path: torch.save([1, 2], path),
     "hostile": lambda path: torch.save(Hostile(path.with_name("made")), path),

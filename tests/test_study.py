@@ -133,6 +133,26 @@ def test_bad_input_is_one_line_and_trains_nothing(arguments, line, capsys):
     assert line in err
 
 
+def test_a_run_whose_weights_are_gone_is_made_again_and_damaged_ones_are_told_before_training(small, tmp_path, capsys):
+    study.main(["tiny"])
+    (tmp_path / "b.pt").unlink()
+    del small.jobs[:]
+    assert study.main(["tiny"]) == 0
+    assert small.jobs == [("tiny", "b", 0)]
+    assert list(runs.read_weights(tmp_path / "b.pt")) == [0]
+    (tmp_path / "b.pt").write_bytes(b"half")
+    assert study.main(["tiny"]) == 2
+    assert f"no weights in {tmp_path / 'b.pt'} (" in capsys.readouterr().err
+    assert len(small.jobs) == 1
+
+
+def test_what_a_record_cannot_name_is_told_before_training(small, capsys):
+    small.variants["a"] = Variant(SetupNet, small.recipe, {"rate": lambda recipe, done: 1.0})
+    assert study.main(["tiny"]) == 2
+    assert "tiny/a: a record can only name what is defined at the top level" in capsys.readouterr().err
+    assert small.jobs == []
+
+
 @pytest.mark.usefixtures("small")
 def test_a_second_study_at_the_same_time_is_told(tmp_path, capsys):
     with runs.claimed(tmp_path):

@@ -106,7 +106,7 @@ def test_what_is_missing_or_damaged_is_trained_again(capsys, tmp_path, monkeypat
     before, folder = contents(tmp_path / "step1"), tmp_path / "step1"
     (folder / "seed_0.json").unlink()
     (folder / "seed_1.json").write_text('{"seed": 1, "hist')
-    (folder / "seed_2.pt").write_bytes(b"version https://git-lfs")
+    (folder / "seed_2.pt").write_bytes(before["seed_2.pt"][:1000])
     _, out, err = call(capsys, *arguments)
     assert (out.count("kept: "), out.count("written: ")) == (1, 3)
     assert re.findall(r"damaged: seed (\d) is trained again\n", err) == ["1", "2"]
@@ -116,7 +116,7 @@ def test_what_is_missing_or_damaged_is_trained_again(capsys, tmp_path, monkeypat
 
 def test_what_is_no_record_of_ours_is_not_replaced(capsys, tmp_path):
     (tmp_path / "step1").mkdir()
-    for content in ('{"seed": 0, "test_acc": [99.1]}', "{}", '{"recipe": null}'):
+    for content in ('{"seed": 0, "test_acc": [99.1]}', "{}", '{"recipe": null}', '{"recipe": [1]}'):
         (tmp_path / "step1" / "seed_0.json").write_text(content)
         assert "holds another run (" in error_of(call(capsys, "--step", 1, "--out", tmp_path))
         assert (tmp_path / "step1" / "seed_0.json").read_text() == content

@@ -39,7 +39,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator | None = 
     x = normalize(images)
     if not (recipe.rotation or recipe.translation or recipe.scale):
         return x
-    turn, right, down, size = torch.rand(4, len(x), generator=generator, device=x.device) * 2 - 1
+    turn, right, down, size = torch.rand(4, len(x), generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
     shift_x, shift_y = recipe.translation * right, recipe.translation * down
     return affine(x, recipe.rotation * turn, shift_x, shift_y, 1 + recipe.scale * size)
 

@@ -22,6 +22,7 @@ MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+PARTS = ("train", "t10k")
 SIXTHS = [f"sixth-{part}" for part in range(6)]  # the splits that hold out a sixth of the training images
 
 
@@ -63,13 +64,13 @@ def load_mnist(root: str | os.PathLike[str] | None = None, split: str = "test") 
         DataError: a file cannot be read or downloaded, or is not the original.
         ValueError: there is no such split.
     """
-    from torchvision.datasets import MNIST  # here, because it takes a second
+    from torchvision.datasets.mnist import MNIST, read_image_file, read_label_file  # here: it takes a second
 
     if split not in ("test", *SIXTHS):
         raise ValueError(f"no split {split!r}: use test or one of {', '.join(SIXTHS)}")
-    root = Path(root).expanduser() if root is not None else default_root()
-    raw = root / "MNIST" / "raw"
     try:
+        root = Path(root).expanduser() if root is not None else default_root()
+        raw = root / "MNIST" / "raw"
         if not all((raw / name).exists() for name in MNIST_MD5):
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / ".download.lock"):  # of several processes, one downloads
@@ -77,15 +78,15 @@ def load_mnist(root: str | os.PathLike[str] | None = None, split: str = "test") 
         for name, md5 in MNIST_MD5.items():
             if hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise DataError(f"{raw / name} is not the original file: delete it and run again to download it")
-        train, test = MNIST(root, train=True), MNIST(root, train=False)
+        train_images, test_images = (read_image_file(str(raw / f"{part}-images-idx3-ubyte")) for part in PARTS)
+        train_labels, test_labels = (read_label_file(str(raw / f"{part}-labels-idx1-ubyte")) for part in PARTS)
     except DataError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, HTTPException, zlib.error) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(
-            f"no MNIST in {root} ({reason}): put its four files in {raw}, or name another folder"
-        ) from error
-    digits = Digits(train.data, train.targets, test.data, test.targets)
+        place = f"put its four files in {root}/MNIST/raw, or name another folder"
+        raise DataError(f"no MNIST in {root} ({reason}): {place}") from error
+    digits = Digits(train_images, train_labels, test_images, test_labels)
     return digits if split == "test" else validation_split(digits, SIXTHS.index(split))
 
 

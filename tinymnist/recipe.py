@@ -48,7 +48,7 @@ class Recipe:
             raise ValueError(f"unknown schedule {self.schedule!r}: use one of {', '.join(SCHEDULES)}")
         for name, high in LARGEST.items():
             value, low = getattr(self, name), 1 if name in ("epochs", "batch_size") else 0
-            if not low <= value <= high or (low and value != int(value)):
+            if not low <= value <= high or (low and not isinstance(value, int)):
                 raise ValueError(
                     f"{name} must be {'a whole number ' if low else ''}from {low} to {high:g}, not {value}"
                 )

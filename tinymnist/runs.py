@@ -13,11 +13,13 @@ import platform
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType, NoneType
 from typing import Any
 
 import torch
@@ -45,9 +47,18 @@ def name_of(function: Callable[..., Any]) -> str:
     if isinstance(function, functools.partial):
         words = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
         return f"{name_of(function.func)}({', '.join(words)})"
+    owner = getattr(function, "__self__", None)
     if not hasattr(function, "__qualname__"):
-        return repr(function)  # an instance that can be called
-    return f"{function.__module__}.{function.__qualname__}"
+        return _settings_of(function)
+    name = f"{function.__module__}.{function.__qualname__}"
+    return name if owner is None or isinstance(owner, type | ModuleType) else f"{name} of {_settings_of(owner)}"
+
+
+def _settings_of(instance: Any) -> str:
+    """The class of an object, and those of its attributes that are numbers, words or None."""
+    plain = {name: value for name, value in vars(instance).items() if isinstance(value, int | float | str | NoneType)}
+    words = [f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_")]
+    return f"{type(instance).__module__}.{type(instance).__qualname__}({', '.join(words)})"
 
 
 def definition(
@@ -108,7 +119,7 @@ def differences(run: Run, expected: Run) -> list[str]:
     """What of a definition a record does not say, a few words each; none for a finished run of that definition."""
 
     def flat(values: Run) -> dict[str, Any]:
-        recipe = values.get("recipe") or {}
+        recipe = values["recipe"] if isinstance(values.get("recipe"), dict) else {}
         return {name: values.get(name) for name in expected} | {f"recipe {name}": recipe[name] for name in recipe}
 
     found, wanted = flat(run), flat(expected)
@@ -157,6 +168,9 @@ def read_weights(path: Path) -> Any:
         OSError: the file is missing or damaged; the message names it.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(weights, dict):
             raise TypeError(f"it holds a {type(weights).__name__}")
@@ -190,22 +204,35 @@ def load_weights(net: nn.Module, path: Path, seed: int = 0) -> None:
         raise OSError(f"no weights of {type(net).__name__} in {path} ({reason})") from error
 
 
+def check_record(run: Any) -> Run:
+    """The record, if it is whole; else ValueError, LookupError, TypeError or AttributeError."""
+    epochs = {len(values) for values in run["history"].values()}
+    if epochs != {run["recipe"]["epochs"]} or not last_accuracies(run):
+        raise ValueError("not one entry for each epoch")
+    if not (isinstance(run["seed"], int) and isinstance(run["variant"], str)):
+        raise TypeError("the seed is no number or the variant no word")
+    return run | {name: run[name] for name in ("group", "train_accuracy", "device", "date")}
+
+
 def read_runs(path: Path) -> list[Run]:
     """The runs in a file that has one record a line.
 
     A last line that was cut off while it was written is told on standard error, and left out.
 
     Raises:
-        ValueError: another line is damaged; the message names it.
+        ValueError: another line is damaged, or repeats a variant and seed; the message names it.
     """
     found: list[Run] = []
+    known: set[tuple[str, int]] = set()
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            run = json.loads(line)
-            run["group"], run["variant"], run["seed"], last_accuracies(run)
+            run = check_record(json.loads(line))
+            if (key := (str(run["variant"]), run["seed"])) in known:
+                raise ValueError(f"a second record of {key[0]}, seed {key[1]}")
+            known.add(key)
             found.append(run)
-        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             if number < len(lines) or line.endswith(b"\n"):
                 raise ValueError(f"line {number} of {path} is damaged ({error!r}): restore or delete it") from error
             print(f"{path}: the last line was cut off; that run will be trained again", file=sys.stderr)
