@@ -163,7 +163,7 @@ def fit(
     device = torch.device(device)
     if graph and device.type != "cuda":
         raise ValueError(f"graph=True needs a CUDA device, not {device}")
-    if torch.is_autocast_enabled(device.type):
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
         raise ValueError("fit does not work under torch.autocast: call it outside")
     torch.manual_seed(seed)  # dropout takes its random numbers from the global generator
     generator = torch.Generator(device).manual_seed(seed)
