@@ -181,9 +181,8 @@ def fit(
         weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
     )
-    scheduler = LambdaLR(
-        optimizer, lambda step: float(rate(recipe, min((step + 0.5) / steps, 1.0)))
-    )  # middle of the step
+    # A step has the rate of its middle.
+    scheduler = LambdaLR(optimizer, lambda step: float(rate(recipe, min((step + 0.5) / steps, 1.0))))
     average = moving_average(model, recipe.average) if recipe.average else None
     names = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
     history: History = {name: [] for name in names}
