@@ -209,24 +209,6 @@ def test_the_default_dtype_of_a_program_does_not_matter(drawn):
         torch.set_default_dtype(torch.float32)
 
 
-class Once:
-    def __init__(self, batches):
-        self.left = list(batches)
-
-    def __iter__(self):
-        while self.left:
-            yield self.left.pop()
-
-    def __len__(self):
-        return 3
-
-
-def test_batches_that_are_gone_after_an_epoch_are_refused(drawn):
-    batches = Once((normalize(drawn.train_images[:9]), drawn.train_labels[:9]) for _ in range(3))
-    with pytest.raises(ValueError, match="no batches in this epoch"):
-        fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: batches)
-
-
 def test_batches_that_are_none_are_refused(drawn):
     with pytest.raises(ValueError, match="there are no batches"):
         fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: [])
