@@ -166,7 +166,8 @@ def judge(run: Run, number: int) -> bool | None:
     """
     step, last, history = STEPS[number], last_accuracies(run), run["history"]
     span = f"{min(last):.2f} % to {max(last):.2f} %"
-    text = f"seed {run['seed']}: accuracy, last {len(last)} epochs: {span}, after {sum(history['seconds']):.0f} s"
+    epochs = f"last {len(last)} epochs" if len(last) > 1 else "last epoch"
+    text = f"seed {run['seed']}: accuracy, {epochs}: {span}, after {sum(history['seconds']):.0f} s"
     if None in history["train_loss"] + history["test_loss"]:
         text += "; the loss is not finite: a lower learning rate may help"
     if run["split"] != "test" or run["recipe"]["epochs"] != step.recipe.epochs:

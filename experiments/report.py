@@ -141,7 +141,7 @@ the net is plain convolutions from the image on, gradients reach the image, and 
 
 Besides the records above, trial runs of Step 3 read the test set: five before this edition was begun (75 epochs), and
 three while it was built (32 epochs: one to time two epochs, two for weights to try the export with). Nothing was chosen
-by them. Timings and the notebooks read it too."""
+by them. Timings, trials of the commands and the notebooks read it too."""
 
 
 def learning_curves() -> Figure:

@@ -17,9 +17,9 @@ def accuracies(history: History, part: str = "test") -> list[float]:
     return [100 * correct / total for correct, total in counts]
 
 
-def last_accuracies(run: Run, epochs: int = LAST) -> list[float]:
-    """Accuracies in percent of the last epochs of a run, on the images of its split."""
-    return accuracies(run["history"])[-epochs:]
+def last_accuracies(run: Run) -> list[float]:
+    """Accuracies in percent of the last five epochs of a run, on the images of its split."""
+    return accuracies(run["history"])[-LAST:]
 
 
 def meets(run: Run, target: float, most_gap: float | None = None) -> bool:
