@@ -62,10 +62,11 @@ def runs_of(group: str, variant: str) -> list[Run]:
     done, stale = finished(group)
     if stale:
         raise ValueError(f"{stale[0]}: python -m experiments.study {group}")
-    found = sorted((run for run in done.values() if run["variant"] == variant), key=lambda run: run["seed"])
-    if len(found) < GROUPS[group].seeds:
+    seeds = range(GROUPS[group].seeds)
+    found = [run for run in done.values() if run["variant"] == variant and run["seed"] in seeds]
+    if len(found) < len(seeds):
         raise ValueError(f"runs of {group}/{variant} are missing: python -m experiments.study {group}/{variant}")
-    return found
+    return sorted(found, key=lambda run: run["seed"])
 
 
 HEADING = "step|runs|last epoch|lowest of five, mean|lowest, any|training images|gap|target held".split("|")

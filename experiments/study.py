@@ -2,7 +2,7 @@
 
     python -m experiments.study choices              what is missing of a group
     python -m experiments.study steps/step3          of one variant
-    python -m experiments.study steps --seeds 8      of the first 8 seeds of each
+    python -m experiments.study steps --seeds 8      of seeds 0 to 7 of each
     python -m experiments.study steps --device cuda  on a GPU; the default is the CPU
 
 `experiments/variants.py` says what is trained. Each finished run is added to `results/GROUP.jsonl` at once, so a call
@@ -69,12 +69,12 @@ def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
     return done, stale
 
 
-def jobs_of(names: list[str], most: int | None = None) -> list[Job]:
+def jobs_of(names: list[str], count: int | None = None) -> list[Job]:
     """The runs of some groups and variants, a first seed of everything before a second.
 
     Args:
         names: GROUP or GROUP/VARIANT.
-        most: seeds of each variant at most.
+        count: seeds of each variant, in place of the number that its group publishes.
 
     Raises:
         ValueError: there is no such group or variant.
@@ -85,7 +85,7 @@ def jobs_of(names: list[str], most: int | None = None) -> list[Job]:
         if group not in GROUPS or variant not in ("", *GROUPS[group].variants()):
             known = GROUPS[group].variants() if group in GROUPS else GROUPS
             raise ValueError(f"no {name!r}: choose from {', '.join(known)}")
-        seeds = range(min(GROUPS[group].seeds, most or GROUPS[group].seeds))
+        seeds = range(count or GROUPS[group].seeds)
         jobs += [(group, v, seed) for v in GROUPS[group].variants() if variant in ("", v) for seed in seeds]
     return sorted(dict.fromkeys(jobs), key=lambda job: job[2])
 
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     command = OneLineParser("study.py", __doc__)
     command.add_argument("names", nargs="+", metavar="GROUP[/VARIANT]", help=f"the groups are {', '.join(GROUPS)}")
-    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="only seeds 0 to N-1")
+    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="seeds 0 to N-1 (default: as published)")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
     try:
