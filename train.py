@@ -13,35 +13,27 @@ torchrun it is 0 also after a miss, since torchrun would stop the others: the sa
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("train.py")
-
 import argparse
-import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from model import STEPS
-from tinymnist.cli import OneLineParser, run_program, whole_number
+from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
 from tinymnist.runs import check_record, definition, differences, read_weights, write_json, write_weights
 from tinymnist.tables import gap, last_accuracies, meets
 from utils import (
     DataError,
-    Digits,
     Recipe,
     Run,
     count_parameters,
@@ -57,7 +49,7 @@ def parser() -> OneLineParser:
     """The command line."""
     found = OneLineParser("train.py", __doc__)
     add = found.add_argument
-    add("--step", type=int, choices=sorted(STEPS), required=True, help="which of the three steps")
+    add("--step", type=int, choices=sorted(STEPS), required=True, help="which of the steps")
     seeds = found.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="K", help="default: 0")
     seeds.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="train seeds 0 to N-1")
@@ -82,79 +74,84 @@ def show_summary(number: int) -> None:
 
 
 class Plan(NamedTuple):
-    """What a call trains.
+    """What a call trains: each seed is a run.
 
     Attributes:
         step: the step's number.
         recipe: that of the step, with the number of epochs asked for.
         split: what the runs are tested on.
-        out: the folder that they are written to.
+        device: where they are trained.
         graph: whether to use CUDA graphs.
+        data: the folder of MNIST, if it was named.
+        out: the folder that the runs are written to.
     """
 
     step: int
     recipe: Recipe
     split: str
-    out: Path
+    device: torch.device
     graph: bool
+    data: str | None
+    out: Path
+
+    def path(self, seed: int) -> Path:
+        """Where the record of a seed goes; its weights have the suffix .pt."""
+        return self.out / f"step{self.step}" / f"seed_{seed}.json"
+
+    def finished(self, seed: int) -> Run | None:
+        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
+
+        Raises:
+            ValueError: a run of another kind is there; the message says in what they differ.
+            OSError: the record cannot be read.
+        """
+        path, run = self.path(seed), None
+        try:
+            run = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            pass
+        expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
+        if isinstance(run, dict) and (different := differences(run, expected)):
+            raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
+        try:
+            read_weights(path.with_suffix(".pt"))
+            return check_record(run)
+        except (ValueError, OSError):
+            print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
+            return None
 
     @property
     def labels(self) -> Run:
         """The first entries of each record."""
         return {"group": "steps", "variant": f"step{self.step}"}
 
-    def path(self, seed: int) -> Path:
-        """Where the record of a seed goes."""
-        return self.out / f"step{self.step}" / f"seed_{seed}.json"
-
-    def read(self, seed: int) -> Run | None:
-        """What the record of a seed says, whole or not; None if there is none, or if it is no JSON.
-
-        Raises:
-            ValueError: it is a run of another kind; the message says in what they differ.
-            OSError: it cannot be read.
-        """
-        path = self.path(seed)
-        try:
-            run = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError, RecursionError):
-            return None
-        if not isinstance(run, dict):
-            return None
-        expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
-        if different := differences(run, expected):
-            raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
-        return run
-
-    def finished(self, seed: int) -> Run | None:
-        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
-
-        Raises:
-            ValueError, OSError: as for `read`.
-        """
-        path, run = self.path(seed), self.read(seed)
-        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
-            read_weights(path.with_suffix(".pt"))
-            return check_record(run)
-        if path.exists():
-            print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
-        return None
-
-    def train(self, seed: int, digits: Digits, device: torch.device, progress: bool = False) -> Run:
+    def train(self, seed: int, progress: bool = False) -> Run:
         """Train a seed and write the run: the weights first, since the record says that the run is finished."""
-        net = STEPS[self.step].net
-        run, state = train_run(net, self.recipe, digits, seed, self.split, device, progress, self.graph)
-        self.read(seed)  # another call may have written a run of another kind meanwhile: it stays
+        net, digits = STEPS[self.step].net, load_mnist(self.data, self.split)
+        run, state = train_run(net, self.recipe, digits, seed, self.split, self.device, progress, self.graph)
         write_weights(self.path(seed).with_suffix(".pt"), state)
-        run = self.labels | run
-        write_json(self.path(seed), run)
+        write_json(self.path(seed), run := self.labels | run)
         return run
 
 
-def train_in_process(job: tuple[Plan, int, str], arrays: list[np.ndarray]) -> Run:
-    """`Plan.train` in a process of its own, silently."""
-    plan, seed, device = job
-    return plan.train(seed, Digits(*map(torch.from_numpy, arrays)), torch.device(device))
+def train_missing(plan: Plan, seeds: list[int], options: argparse.Namespace) -> Iterator[Run]:
+    """Train the seeds; yields each run as soon as it is written."""
+    load_mnist(options.data)  # what is wrong is told now, not after the training
+    plan.path(0).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=plan.path(0).parent):
+        pass
+    step = STEPS[plan.step]
+    print(f"step {plan.step} ({step.theme}): {count_parameters(step.net()):,} parameters, on {plan.device}", flush=True)
+    if options.seeds:
+        threads, share = options.threads or 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        runs = in_processes(plan.train, seeds, processes_at_once(plan.device, threads, share), threads)
+        yield from tqdm(runs, total=len(seeds), unit="seed")
+    else:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        yield plan.train(options.seed, progress=True)
 
 
 def judge(run: Run, number: int) -> bool | None:
@@ -181,47 +178,6 @@ def judge(run: Run, number: int) -> bool | None:
     return met
 
 
-def train_seeds(plan: Plan, seeds: Sequence[int], options: argparse.Namespace, device: torch.device) -> bool:
-    """Train the seeds that are not there yet, and judge all of them.
-
-    Returns:
-        whether one missed the target.
-    """
-    found = {seed: plan.finished(seed) for seed in seeds}
-    missing = [seed for seed, run in found.items() if not run]
-    verdicts = []
-    for run in filter(None, found.values()):
-        print(
-            f"kept: {plan.path(run['seed'])}, trained on {run['device']} on {run['date']}; delete it to train it again"
-        )
-        verdicts.append(judge(run, plan.step))
-    for run in _trained(plan, missing, options, device) if missing else ():
-        tqdm.write(f"written: {plan.path(run['seed'])} and {plan.path(run['seed']).with_suffix('.pt').name}")
-        verdicts.append(judge(run, plan.step))
-    if len(verdicts) > 1 and None not in verdicts:
-        print(f"{verdicts.count(True)} of {len(verdicts)} seeds met the target")
-    return False in verdicts
-
-
-def _trained(plan: Plan, seeds: list[int], options: argparse.Namespace, device: torch.device) -> Iterator[Run]:
-    """Each run as soon as it is written."""
-    digits, step = load_mnist(options.data, plan.split), STEPS[plan.step]
-    plan.path(0).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=plan.path(0).parent):  # better now than after the training
-        pass
-    print(f"step {plan.step} ({step.theme}): {count_parameters(step.net()):,} parameters, on {device}", flush=True)
-    if not options.seeds:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        yield plan.train(seeds[0], digits, device, progress=True)
-        return
-    threads = options.threads or 1
-    processes = processes_at_once(device, threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    jobs = [(plan, seed, str(device)) for seed in seeds]
-    arrays = [tensor.numpy() for tensor in digits]  # tensors would go through /dev/shm, which may be small
-    yield from tqdm(in_processes(train_in_process, jobs, arrays, processes, threads), total=len(jobs), unit="seed")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -242,15 +198,28 @@ def main(arguments: list[str] | None = None) -> int:
             device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         if options.graph and device.type != "cuda":
             raise ValueError("--graph needs a CUDA device: leave it out, or choose --device cuda")
-        recipe = STEPS[options.step].recipe
-        recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
-        plan = Plan(options.step, recipe, SIXTHS[-1] if options.validate else "test", options.out, options.graph)
-        seeds = range(options.seeds) if options.seeds else [options.seed]
-        missed = train_seeds(plan, seeds[rank::ranks], options, device)
-        return int(missed and ranks == 1)
+        step = STEPS[options.step]
+        recipe = replace(step.recipe, epochs=options.epochs or step.recipe.epochs)
+        split = SIXTHS[-1] if options.validate else "test"
+        plan = Plan(options.step, recipe, split, device, options.graph, options.data, options.out)
+
+        seeds = (range(options.seeds) if options.seeds else [options.seed])[rank::ranks]
+        found = {seed: plan.finished(seed) for seed in seeds}
+        verdicts = []
+        for run in filter(None, found.values()):
+            made = f"trained on {run['device']} on {run['date']}"
+            print(f"kept: {plan.path(run['seed'])}, {made}; delete it to train it again")
+            verdicts.append(judge(run, plan.step))
+        missing = [seed for seed, run in found.items() if not run]
+        for run in train_missing(plan, missing, options) if missing else ():
+            tqdm.write(f"written: {plan.path(run['seed'])} and {plan.path(run['seed']).with_suffix('.pt').name}")
+            verdicts.append(judge(run, plan.step))
+        if len(verdicts) > 1 and None not in verdicts:
+            print(f"{verdicts.count(True)} of {len(verdicts)} seeds met the target")
+        return int(False in verdicts and ranks == 1)
     except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
 
 
 if __name__ == "__main__":
-    run_program("train.py", main)
+    sys.exit(main())

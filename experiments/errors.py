@@ -5,13 +5,9 @@ python -m experiments.errors     writes results/errors.json
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("errors.py")
-
 import base64
 import json
+import sys
 from typing import Any
 
 import torch
@@ -19,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from predict import load_net
-from tinymnist.cli import OneLineParser, run_program
+from tinymnist.cli import OneLineParser
 from tinymnist.runs import RESULTS, write_atomically
 from utils import DataError, Digits, load_mnist, normalize
 
@@ -72,4 +68,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program("errors.py", main)
+    sys.exit(main())

@@ -8,13 +8,9 @@ net, and 2 if something is missing.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("export.py")
-
 import copy
 import logging
+import sys
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -27,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from predict import load_net
-from tinymnist.cli import OneLineParser, run_program
+from tinymnist.cli import OneLineParser
 from tinymnist.runs import RESULTS, commit, hardware, write_atomically, write_json
 from utils import DataError, load_mnist, normalize
 
@@ -141,4 +137,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # onnxruntime advises to fold BatchNorm, which is done
-    run_program("export.py", main)
+    sys.exit(main())

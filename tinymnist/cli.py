@@ -3,40 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 INTERRUPTED = "interrupted; finished runs are kept, those under way are not written"
-
-
-def stop_at_once(program: str) -> None:
-    """From now on Ctrl-C ends the process with one line: while modules are imported, and once there is no more to do.
-
-    A shell that starts a process in the background may have it ignore Ctrl-C; then it still does.
-    """
-
-    def stop(*_: object) -> NoReturn:
-        os.write(2, f"{program}: {INTERRUPTED}\n".encode())
-        os._exit(130)
-
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
-
-
-def run_program(program: str, main: Callable[[], int]) -> NoReturn:
-    """Run a `main` that takes Ctrl-C as KeyboardInterrupt, and exit with its code."""
-    try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = main()
-    except KeyboardInterrupt as error:
-        code = OneLineParser(program, None).failed(error)
-    finally:
-        stop_at_once(program)
-    sys.exit(code)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -56,13 +27,10 @@ class OneLineParser(argparse.ArgumentParser):
 
     def failed(self, error: BaseException) -> int:
         """Print the first line of an error on stderr; returns the exit code: 2, or 130 after Ctrl-C."""
-        if isinstance(error, KeyboardInterrupt):
-            print(f"{self.prog}: {INTERRUPTED}", file=sys.stderr)
-            return 130
+        interrupted = isinstance(error, KeyboardInterrupt)
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if sys.stderr is not None:  # print would take standard output in its place
-            print(f"{self.prog}: {line}", file=sys.stderr)
-        return 2
+        print(f"{self.prog}: {INTERRUPTED if interrupted else line}", file=sys.stderr)
+        return 130 if interrupted else 2
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:

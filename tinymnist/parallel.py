@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 ON_ACCELERATOR = 4  # processes that share a GPU; a guess, not measured
 
@@ -35,20 +30,18 @@ def processes_at_once(device: torch.device, threads: int = 1, share: int = 1) ->
     return processes if device.type == "cpu" else min(processes, ON_ACCELERATOR)
 
 
-_shared: Any = None  # in a process of the pool: the second argument of every job
-
-
 def in_processes(
-    function: Callable[[Any, Any], Any], jobs: Sequence[Any], shared: Any = None, processes: int = 1, threads: int = 1
+    function: Callable[[Any], Any], jobs: Sequence[Any], processes: int = 1, threads: int = 1
 ) -> Iterator[Any]:
     """Call a function on each job, several at a time, each in a process with that many threads.
 
-    With one thread per process, a trained net is bit-identical however many processes run at the same time.
+    With one thread per process, a trained net is bit-identical however many processes run at the same time. The
+    processes end with this call, and also if this process is killed.
 
     Args:
-        function: takes a job and `shared`; defined at the top level of a module, so that a process can import it.
-        jobs: its first arguments.
-        shared: its second, copied to each process once.
+        function: takes a job; defined at the top level of a module, so that a process can import it.
+        jobs: what it is called with.
+        processes, threads: how many at a time, and the threads of each.
 
     Yields:
         the results in the order in which the jobs finish.
@@ -56,72 +49,37 @@ def in_processes(
     Raises:
         OSError: a process died, for example for lack of memory.
         Exception: what the function raised.
-
-    The processes end with this call, and also if this process is killed.
     """
     if not jobs:
         return
-    others, processes = set(multiprocessing.active_children()), min(processes, len(jobs))
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _start, (threads, receiver, context.Lock()))
-    # A process takes what is shared once it has imported its modules, which takes seconds: nobody waits for that.
-    threading.Thread(target=_send, args=(sender, pickle.dumps(shared), processes), daemon=True).start()
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), spawn, initializer=_start, initargs=(threads,))
     try:
-        with _interrupts_held_back():  # the processes inherit it, and leave Ctrl-C to this one
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it, and leave Ctrl-C to this one
+        try:
             # No name holds the futures, which would keep all results.
-            finished = as_completed([pool.submit(_call, function, job) for job in jobs])
+            finished = as_completed([pool.submit(function, job) for job in jobs])
+        finally:
+            signal.signal(signal.SIGINT, before)
         for future in finished:
             yield future.result()
-    except BaseException as error:
-        with _interrupts_held_back():
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise OSError("a process died, perhaps for lack of memory: call again, finished runs are kept") from error
+    except BrokenProcessPool as error:
+        raise OSError("a process died, perhaps for lack of memory: call again, finished runs are kept") from error
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        receiver.close()  # ends the thread, if a process did not come to take its share
 
 
-def _send(sender: Connection, content: bytes, times: int) -> None:
-    with contextlib.suppress(OSError):
-        for _ in range(times):
-            sender.send_bytes(content)
-
-
-def _call(function: Callable[[Any, Any], Any], job: Any) -> Any:
-    return function(job, _shared)
-
-
-def _start(threads: int, receiver: Connection, turn: AbstractContextManager[Any]) -> None:
+def _start(threads: int) -> None:
     """Prepare a process of the pool."""
-    global _shared
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    try:
-        with turn:
-            _shared = pickle.loads(receiver.recv_bytes())
-    except EOFError:  # the parent was killed
-        os._exit(1)
     torch.set_num_threads(threads)
-    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a terminated process would leave behind
 
 
 def _exit_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits until the end, and never reaches processes that are started meanwhile."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
