@@ -6,6 +6,7 @@ field, figures, records) is in `tinymnist/`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from tinymnist.augmentation import Batches, affine, augment, normalize
-from tinymnist.cuda_graph import GraphedAugment, GraphedNet
+from tinymnist.cuda_graph import capture
 from tinymnist.data import DataError, Digits, check_forms, load_mnist, validation_split
 from tinymnist.devices import deterministic_cudnn, pick_device
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
@@ -141,7 +142,8 @@ def fit(
         seed: of order, augmentation and dropout; PyTorch's global generators are seeded with it.
         device: where everything runs.
         progress: show a bar for each epoch (stderr) and print one line per epoch (stdout).
-        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`).
+        graph: on a CUDA device, replay augmentation, forward and backward pass (`tinymnist/cuda_graph.py`); what cannot
+            be captured goes the usual way.
         rate: the learning rate as a fraction of `recipe.max_lr`, from the recipe and the fraction of the run, from 0
             to 1, that is over.
         batches: makes what is iterated once an epoch, as `Batches` or a `DataLoader`, from the training images, their
@@ -185,14 +187,12 @@ def fit(
     names = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
     history: History = {name: [] for name in names}
     with deterministic_cudnn(), torch.cuda.device(device if graph else -1):  # -1 changes nothing
-        trained = model
-        if graph:
-            trained = GraphedNet(model, normalize(train_images[: recipe.batch_size]))
-            if isinstance(loader, Batches):
-                loader.augment = GraphedAugment(loader.augment, train_images[: recipe.batch_size], recipe, generator)
+        trained = capture(model, loader, train_images[: recipe.batch_size]) if graph else model
         for epoch in range(recipe.epochs):
             start = time.perf_counter()
-            bar = tqdm(loader, f"epoch {epoch + 1:2d}", leave=False, unit="step", mininterval=0.5, disable=not progress)
+            bar = (
+                tqdm(loader, f"epoch {epoch + 1:2d}", leave=False, unit="step", mininterval=0.5) if progress else loader
+            )
             trained_on = train_epoch(trained, bar, optimizer, scheduler, average, loss)
             tested_on = evaluate(average.module if average else model, test_images, test_labels)
             values = [scheduler.get_last_lr()[0], *trained_on, *tested_on, time.perf_counter() - start]

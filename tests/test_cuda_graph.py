@@ -1,4 +1,4 @@
-"""CUDA graphs: the same numbers as the plain loop.
+"""CUDA: the same bits from the same seed, and graphs that compute what the plain loop does.
 
 Where there is no CUDA device, a stand-in for the capture checks on the CPU what is done around it.
 """
@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from model import STEPS, FinalNet, RegularizedNet
-from tinymnist.cuda_graph import GraphedAugment, GraphedNet
-from utils import Batches, Recipe, augment, evaluate, fit, moving_average, normalize, train_epoch
+from tinymnist.cuda_graph import GraphedAugment, capture
+from utils import Batches, Recipe, augment, evaluate, fit, moving_average, train_epoch
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+RECIPE = Recipe(epochs=2, batch_size=128, rotation=10.0)  # of 600 images: four whole batches and one of 88
 
 
 @needs_cuda
 @pytest.mark.parametrize("number", STEPS)
 def test_the_graph_does_what_the_plain_loop_does(drawn, number):
-    recipe, net = replace(STEPS[number].recipe, epochs=4), STEPS[number].net()  # four batches of 128 and one of 88
+    recipe, net = replace(STEPS[number].recipe, epochs=4), STEPS[number].net()
     nets = [(copy.deepcopy(net), graph) for graph in (False, True)]
     histories = [fit(net, recipe, drawn, 3, "cuda", progress=False, graph=graph) for net, graph in nets]
     for key, tolerance in (("lr", 0), ("train_loss", 1e-3), ("test_loss", 1e-2)):
@@ -35,6 +36,22 @@ def test_the_same_seed_gives_the_same_bits_on_cuda(drawn, graph):
     for net in nets:
         fit(net, replace(STEPS[3].recipe, epochs=3), drawn, 3, "cuda", progress=False, graph=graph)
     assert all(map(torch.equal, *(net.state_dict().values() for net in nets)))
+
+
+class Waits(RegularizedNet):
+    """Waits for the GPU, which no graph can."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 if x.sum().item() else 2)
+
+
+@needs_cuda
+def test_a_net_that_cannot_be_captured_is_trained_the_usual_way(drawn, capsys):
+    net = Waits()
+    nets = [(copy.deepcopy(net), graph) for graph in (False, True)]
+    histories = [fit(net, RECIPE, drawn, 3, "cuda", progress=False, graph=graph) for net, graph in nets]
+    assert "the net is not replayed as a CUDA graph (" in capsys.readouterr().err
+    assert histories[1]["train_loss"] == pytest.approx(histories[0]["train_loss"], rel=1e-3)
 
 
 @needs_cuda
@@ -59,6 +76,8 @@ def replayed(monkeypatch):
         forward, sizes[:] = module.forward, []
         for _ in range(3):
             forward(*examples)
+        if isinstance(module[0], Waits):
+            raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
 
         def replay(x):
             sizes.append(len(x))
@@ -67,59 +86,57 @@ def replayed(monkeypatch):
         module.forward = replay
         return module
 
-    sizes = []
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
-    return sizes
-
-
-def state_of(net: torch.nn.Module) -> list[torch.Tensor]:
-    """Copies of the weights and statistics, and the state of the random numbers."""
-    return [*(value.clone() for value in net.state_dict().values()), torch.get_rng_state()]
-
-
-@pytest.mark.usefixtures("replayed")
-def test_capturing_leaves_weights_statistics_and_random_numbers_as_they_were(drawn):
-    before = state_of(net := RegularizedNet())
-    GraphedNet(net, normalize(drawn.train_images[:64]))
-    assert all(map(torch.equal, state_of(net), before))
-
-
-def test_only_whole_batches_are_replayed_and_the_net_itself_is_trained(drawn, replayed):
-    results, states, recipe = [], [], Recipe(epochs=2, batch_size=128)
-    for wrap in (lambda net, batch: net, GraphedNet):
-        torch.manual_seed(0)
-        net, generator = RegularizedNet(), torch.Generator().manual_seed(0)
-        trained, optimizer = wrap(net, normalize(drawn.train_images[:128])), torch.optim.SGD(net.parameters(), 0.05)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        batches, average = Batches(*drawn[:2], recipe, generator), moving_average(net, 0.9)
-        for _ in range(2):
-            results.append(train_epoch(trained, batches, optimizer, scheduler, average))
-            results.append(evaluate(trained, *drawn[2:], batch_size=128))
-        states.append(state_of(average.module))
-    assert results[:4] == results[4:]
-    assert all(map(torch.equal, *states))
-    assert replayed == [128] * 4 * 2  # of 600 images: four whole batches and one of 88; none of the evaluation
-
-
-def test_capturing_an_augmentation_draws_no_random_numbers_and_other_sizes_are_augmented_as_usual(drawn, monkeypatch):
-    """A replay does nothing here, so that a whole batch is the captured one."""
-
     class Graph:
-        registered = None
+        """A replay does nothing here, so that a whole batch is the captured one."""
 
         def register_generator_state(self, generator):
-            self.registered = generator
+            pass
 
         def replay(self):
             pass
 
+    sizes = []
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    return sizes
+
+
+@pytest.mark.parametrize("kind", [RegularizedNet, Waits])
+def test_what_is_trained_is_the_net_itself_and_a_capture_leaves_no_trace(drawn, replayed, capsys, kind):
+    """The batches are no `Batches` here, so that the augmentation is not captured."""
+    results, states = [], []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        net, generator = kind(), torch.Generator().manual_seed(0)
+        own = Batches(*drawn[:2], RECIPE, generator)
+        trained = capture(net, list(own), drawn.train_images[:128]) if graph else net
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        average, generator = moving_average(net, 0.9), generator.manual_seed(0)
+        for _ in range(2):
+            results.append(train_epoch(trained, own, optimizer, scheduler, average))
+            results.append(evaluate(trained, *drawn[2:], batch_size=128))
+        states.append([*average.module.state_dict().values(), torch.get_rng_state()])
+    assert results[:4] == results[4:]
+    assert all(map(torch.equal, *states))
+    err = capsys.readouterr().err
+    if kind is Waits:
+        assert trained is net
+        assert err.startswith("the net is not replayed as a CUDA graph (CUDA error: ")
+        assert err.count("\n") == 1
+    else:
+        assert (replayed, err) == ([128] * 4 * 2, "")  # whole batches alone, and none of the evaluation
+
+
+def test_capturing_an_augmentation_draws_no_random_numbers_and_other_sizes_are_augmented_as_usual(drawn, replayed):
     recipe, images, generators = STEPS[3].recipe, drawn.train_images, [torch.Generator().manual_seed(5) for _ in "12"]
-    graphed = GraphedAugment(augment, images[:64], recipe, generators[0])
-    assert graphed.graph.registered is generators[0]
+    batches = Batches(*drawn[:2], recipe, generators[0])
+    capture(RegularizedNet(), batches, images[:64])
+    graphed = batches.augment
+    assert isinstance(graphed, GraphedAugment)
     assert torch.equal(*(generator.get_state() for generator in generators))
     few = [function(images[:20], recipe, g) for function, g in zip((graphed, augment), generators, strict=True)]
     assert torch.equal(*few)
