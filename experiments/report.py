@@ -8,13 +8,9 @@ A table is one more function in `TABLES`, a picture one in `PICTURES`.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("report.py")
-
 import base64
 import io
+import itertools
 import json
 import math
 import statistics
@@ -30,7 +26,7 @@ from experiments.study import finished
 from experiments.variants import GROUPS
 from model import STEPS
 from tinymnist import runs
-from tinymnist.cli import OneLineParser, run_program
+from tinymnist.cli import OneLineParser
 from tinymnist.figures import plot_digits
 from tinymnist.runs import Run, write_atomically
 from tinymnist.tables import (
@@ -44,13 +40,11 @@ from tinymnist.tables import (
     meets,
 )
 
-COLORS = {1: "tab:gray", 2: "tab:orange", 3: "tab:blue"}
-CHOICES = {  # what is compared with what, and in words
-    "step1-rate-0.05": ("step1", "Step 1 at a rate of 0.05, not 0.02"),
-    "step2-rate-0.05": ("step2", "Step 2 at a rate of 0.05, not 0.02"),
-    "step2-rate-0.1": ("step2", "Step 2 at a rate of 0.1, not 0.02"),
-    "step3-four-grids": ("step3", "Step 3 with views (0, 0), (0, 1), (1, 0), (1, 1), not up, down, left, right"),
-}
+
+def trained(group: str) -> list[str]:
+    """The variants of a group of which there are runs; what has not been trained yet is left out of the report."""
+    there = {run["variant"] for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl")}
+    return [name for name in GROUPS[group].variants() if name in there]
 
 
 def runs_of(group: str, variant: str) -> list[Run]:
@@ -69,12 +63,17 @@ def runs_of(group: str, variant: str) -> list[Run]:
     return sorted(found, key=lambda run: run["seed"])
 
 
+def held_out_steps() -> dict[int, list[Run]]:
+    """The steps of which there are runs on held-out images, with these."""
+    return {k: runs_of("choices", f"step{k}") for k in STEPS if f"step{k}" in trained("choices")}
+
+
 HEADING = "step|runs|last epoch|lowest of five, mean|lowest, any|training images|gap|target held".split("|")
 
 
-def summary(group: str, number: int) -> list[str]:
+def summary(number: int, found: list[Run]) -> list[str]:
     """A row of the tables of the steps."""
-    found, step = runs_of(group, f"step{number}"), STEPS[number]
+    step = STEPS[number]
     last, lowest = [last_accuracies(run)[-1] for run in found], [lowest_of_last(run) for run in found]
     row = [str(number), str(len(found)), f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}"]
     row += [f"{statistics.mean(lowest):.2f}", f"{min(lowest):.2f}"]
@@ -88,7 +87,7 @@ def test_set() -> str:
     return (
         "## Step 3 on the test set\n\nAll 60,000 training images, seeds 0 to 19, tested on the 10,000 test images. "
         "*Lowest of five* is the lowest of the last five epochs; a run holds the target if that reaches 99.40.\n\n"
-        + aligned([HEADING, summary("steps", 3)])
+        + aligned([HEADING, summary(3, runs_of("steps", "step3"))])
     )
 
 
@@ -99,15 +98,14 @@ def held_out() -> str:
         "training images and tested on the other one, so seed, images and what is learnt from differ together. A "
         "target is about the lowest of the last five epochs. Step 2's, which is about the gap as well, was set from "
         "these runs; that of Step 1 is older.\n\n"
-        + aligned([HEADING, *(summary("choices", number) for number in STEPS)])
+        + aligned([HEADING, *(summary(number, found) for number, found in held_out_steps().items())])
     )
 
 
 def progress() -> str:
     """Each step against the one before, on the same sixths."""
-    pairs = {
-        f"{k} against {k - 1}": (runs_of("choices", f"step{k}"), runs_of("choices", f"step{k - 1}")) for k in (2, 3)
-    }
+    steps = held_out_steps()
+    pairs = {f"{k} against {k - 1}": (steps[k], steps[k - 1]) for k in steps if k - 1 in steps}
     return (
         "## What each step does\n\nDifferences in points on the same six sixths, one pair each, with 95 % intervals "
         "over the sixths (Student's t).\n\n" + comparison_table(pairs)
@@ -116,7 +114,12 @@ def progress() -> str:
 
 def choices() -> str:
     """What was considered beside the steps."""
-    pairs = {words: (runs_of("choices", name), runs_of("choices", base)) for name, (base, words) in CHOICES.items()}
+    variants = GROUPS["choices"].variants()
+    pairs = {
+        variant.words: (runs_of("choices", name), runs_of("choices", variant.against))
+        for name in trained("choices")
+        if (variant := variants[name]).against
+    }
     guessing = [run for run in runs_of("choices", "step1-rate-0.05") if mean_of_last(run) < 20]
     return (
         "## Choices\n\nWhat was considered beside the steps, measured in the same way. Of the runs of Step 1 at a rate "
@@ -148,11 +151,13 @@ by them. Timings, trials of the commands and the notebooks read it too."""
 def learning_curves() -> Figure:
     """Accuracy on held-out images over the epochs, each step on each sixth."""
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    for number, step in STEPS.items():
-        for i, run in enumerate(found := runs_of("choices", f"step{number}")):
+    colors = itertools.cycle(["tab:gray", "tab:orange", "tab:blue", "tab:purple"])
+    for (number, found), color in zip(held_out_steps().items(), colors, strict=False):
+        label: str | None = f"Step {number}: {STEPS[number].theme} ({len(found)} runs)"
+        for run in found:
             values = accuracies(run["history"])
-            label = f"Step {number}: {step.theme} ({len(found)} runs)" if i == 0 else None
-            axis.plot(range(1, len(values) + 1), values, color=COLORS[number], linewidth=1, alpha=0.8, label=label)
+            axis.plot(range(1, len(values) + 1), values, color=color, linewidth=1, alpha=0.8, label=label)
+            label = None
     target = STEPS[3].target
     axis.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"{target:.2f} %, the challenge")
     # The fewer errors are left, the larger a step on the axis: it is logarithmic in the errors.
@@ -224,4 +229,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program("report.py", main)
+    sys.exit(main())

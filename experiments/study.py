@@ -12,19 +12,17 @@ count: it is named, and its run is made again. As many runs as there are cores g
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds
-    from tinymnist.cli import stop_at_once
-
-    stop_at_once("study.py")
-
+import functools
 import json
+import sys
 import tempfile
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from experiments.variants import GROUPS
 from tinymnist import runs
-from tinymnist.cli import OneLineParser, run_program, whole_number
+from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
 from tinymnist.runs import Run, State
@@ -129,14 +127,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     command = OneLineParser("study.py", __doc__)
     command.add_argument("names", nargs="+", metavar="GROUP[/VARIANT]", help=f"the groups are {', '.join(GROUPS)}")
-    command.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="seeds 0 to N-1 (default: as published)")
+    command.add_argument(
+        "--seeds", type=whole_number(1, 100_000), metavar="N", help="seeds 0 to N-1 (default: as published)"
+    )
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, mps or xpu")
     options = command.parse_args(arguments)
     try:
         device = pick_device(options.device)
         load_mnist()  # it may have to download
         jobs = jobs_of(options.names, options.seeds)
-        with runs.claimed(runs.RESULTS):
+        with FileLock(runs.RESULTS / ".study.lock", timeout=2):  # a process whose parent was killed needs a moment
             done: set[Job] = set()
             for group in dict.fromkeys(job[0] for job in jobs):
                 found, stale = finished(group)
@@ -147,13 +147,15 @@ def main(arguments: list[str] | None = None) -> int:
             with tempfile.TemporaryFile(dir=runs.RESULTS):  # better told now than after the training
                 definitions = [definition_of(job) for job in missing]
                 json.dumps(definitions, allow_nan=False)
-            made = in_processes(train_job, missing, str(device), processes_at_once(device))
+            made = in_processes(functools.partial(train_job, device=str(device)), missing, processes_at_once(device))
             for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):
                 keep(run, state)
         return 0
+    except Timeout:
+        return command.failed(OSError(f"another study is writing to {runs.RESULTS}: wait for its end"))
     except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
         return command.failed(error)
 
 
 if __name__ == "__main__":
-    run_program("study.py", main)
+    sys.exit(main())

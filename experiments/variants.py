@@ -1,6 +1,7 @@
 """What is trained for the published results: groups of variants, each a net and a recipe.
 
-A variant is one entry here; `python -m experiments.study GROUP/VARIANT` trains it into `results/GROUP.jsonl`.
+A variant is one entry here; `python -m experiments.study GROUP/VARIANT` trains it into `results/GROUP.jsonl`, and the
+report compares it with the variant that it names.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ class Variant:
         net: makes the net: a class or function, or a `functools.partial` of one.
         recipe: how it is trained.
         openings: `rate`, `batches` or `loss` of `fit`, where they are not the defaults.
+        words: how the report names it.
+        against: the variant that the report compares it with, if any.
     """
 
     net: MakeNet
     recipe: Recipe
     openings: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,12 @@ def choices() -> dict[str, Variant]:
     found = steps()
     for number, rate in ((1, 0.05), (2, 0.05), (2, 0.1)):
         step = STEPS[number]
-        found[f"step{number}-rate-{rate}"] = Variant(step.net, replace(step.recipe, max_lr=rate))
+        words = f"Step {number} at a rate of {rate}, not {step.recipe.max_lr}"
+        recipe = replace(step.recipe, max_lr=rate)
+        found[f"step{number}-rate-{rate}"] = Variant(step.net, recipe, words=words, against=f"step{number}")
     grids = functools.partial(FinalNet, views=((0, 0), (0, 1), (1, 0), (1, 1)))
-    found["step3-four-grids"] = Variant(grids, STEPS[3].recipe)
+    words = "Step 3 with views (0, 0), (0, 1), (1, 0), (1, 1), not up, down, left, right"
+    found["step3-four-grids"] = Variant(grids, STEPS[3].recipe, words=words, against="step3")
     return found
 
 

@@ -1,14 +1,16 @@
 """The report and the README: what they say is what the records say."""
 
+import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 
 from experiments import report
-from experiments.report import runs_of, summary
+from experiments.report import held_out_steps, runs_of, summary
 from model import STEPS
 from tinymnist import runs
 from tinymnist.tables import comparison_table, gap, interval, last_accuracies, lowest_of_last, mean_of_last, meets
@@ -26,23 +28,28 @@ def pairs(of, variant: str, base: str) -> tuple[str, str, str]:
     return tuple(re.findall(r"[\d.]+", interval([of(run) - of(other) for run, other in found])))
 
 
-def apart(variant: str) -> str:
+def apart(found) -> str:
     """How far the last five epochs of a run lie apart, on average."""
-    return (
-        f"{statistics.mean(max(last_accuracies(r)) - min(last_accuracies(r)) for r in runs_of('choices', variant)):.2f}"
-    )
+    return f"{statistics.mean(max(last_accuracies(run)) - min(last_accuracies(run)) for run in found):.2f}"
 
 
-def test_the_report_is_that_of_the_records(repository, capsys):
+@pytest.fixture
+def changed(monkeypatch, tmp_path):
+    """Lets the report write to a folder of its own, beside the records."""
+    monkeypatch.setattr(report, "documents", lambda: {"README.md": b"new", "a.svg": b"<svg>"})
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+
+
+def test_the_report_is_that_of_the_records_also_before_a_fourth_step_is_trained(repository, monkeypatch):
+    monkeypatch.setitem(STEPS, 4, replace(STEPS[3], theme="another"))
     documents = report.documents()
     if f"matplotlib=={version('matplotlib')}\n" not in (repository / "constraints.txt").read_text():
         documents = {"README.md": documents["README.md"]}  # another version draws other bytes
     assert [n for n, content in documents.items() if (runs.RESULTS / n).read_bytes() != content] == []
 
 
-def test_a_changed_document_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "documents", lambda: {"README.md": b"new", "a.svg": b"<svg>"})
-    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+@pytest.mark.usefixtures("changed")
+def test_a_changed_document_is_told(tmp_path, capsys):
     (tmp_path / "README.md").write_bytes(b"old")
     assert report.main(["--check"]) == 1
     assert capsys.readouterr().err.splitlines() == [
@@ -53,13 +60,23 @@ def test_a_changed_document_is_told(tmp_path, monkeypatch, capsys):
     assert report.main(["--check"]) == 0
 
 
-def test_a_record_of_another_definition_is_not_published(monkeypatch, capsys):
-    monkeypatch.setattr(
-        report, "finished", lambda group: ({}, [f"{group}/step3, seed 0, is no run of today's code: x"])
-    )
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("another recipe", "steps/step3, seed 0, is no run of today's code: recipe max_lr 0.2, not 0.1"),
+        ("a seed is missing", "runs of steps/step3 are missing"),
+    ],
+)
+def test_runs_of_another_definition_and_some_seeds_alone_are_not_published(monkeypatch, capsys, fault, line):
+    found = runs.load_runs("steps", "step3")
+    if fault == "another recipe":
+        monkeypatch.setitem(STEPS, 3, replace(STEPS[3], recipe=replace(STEPS[3].recipe, max_lr=0.1)))
+    else:
+        del found[7]
+    monkeypatch.setattr(runs, "read_runs", lambda path: found if path.stem == "steps" else [])
     assert report.main(["--check"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("report.py: steps/step3, seed 0, is no run of today's code: x: python -m experiments.study")
+    assert err.startswith(f"report.py: {line}: python -m experiments.study steps")
     assert err.count("\n") == 1
 
 
@@ -82,12 +99,8 @@ def test_runs_are_compared_with_those_of_the_same_seed():
 def test_a_target_may_be_about_the_gap_too():
     history = {"test_correct": [990, 988, 990, 990, 990, 990], "test_total": [1000] * 6}
     run = {"train_accuracy": 99.5, "history": history}
-    assert [meets(run, *target) for target in ((98.8,), (98.9,), (98.8, 0.5), (98.8, 0.4))] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    targets = {(98.8,): True, (98.9,): False, (98.8, 0.5): True, (98.8, 0.4): False}
+    assert {target: meets(run, *target) for target in targets} == targets
 
 
 def test_the_claim_is_that_of_twenty_runs(readme):
@@ -95,59 +108,59 @@ def test_the_claim_is_that_of_twenty_runs(readme):
     assert [run["seed"] for run in found] == list(range(20))
     assert all(meets(run, 99.4) and run["parameters"] == 7866 < 8000 for run in found)
     assert {len(run["history"]["test_correct"]) for run in found} == {15}
-    assert (
-        "reaches at least 99.40 % test accuracy on MNIST in each of the last five, from every one of 20 seeds" in readme
-    )
+    claim = "reaches at least 99.40 % test accuracy on MNIST in each of the last five, from every one of 20 seeds"
+    assert claim in readme
 
 
 def test_the_table_of_the_readme(readme):
-    for number, step in STEPS.items():
-        row = summary("choices", number)
-        tested = summary("steps", number)[2] if number == 3 else ""  # the others have not been run yet
+    for number, found in held_out_steps().items():
+        step, row = STEPS[number], summary(number, found)
+        tested = summary(3, runs_of("steps", "step3"))[2] if number == 3 else ""  # the others have not been run yet
         figures = " | ".join([f"{count_parameters(step.net()):,}", row[2], row[6], tested])
         assert re.search(rf"^\| \[{number} {step.theme}\].* \| {re.escape(figures)} \|$", readme, re.M), figures
-        assert {len(runs_of("choices", f"step{number}"))} == {6}
+        assert len(found) == 6
 
 
 def test_the_numbers_of_the_steps(readme):
-    one, two, three = (summary("choices", number) for number in STEPS)
+    steps = held_out_steps()
+    one, two, three = (summary(number, steps[number]) for number in (1, 2, 3))
     test = runs_of("steps", "step3")
     last = [last_accuracies(run)[-1] for run in test]
     error = 100 * math.sqrt(statistics.mean(last) / 100 * (1 - statistics.mean(last) / 100) / 10_000)
     mean, low, high = pairs(mean_of_last, "step2", "step1")
     narrowed = pairs(gap, "step2", "step1")
     risen, lowest = pairs(mean_of_last, "step3", "step2"), pairs(lowest_of_last, "step3", "step2")
+    seconds = statistics.median(sum(run["history"]["seconds"]) for run in test)
+    assert {(run["threads"], run["device"], run["hardware"]) for run in test} == {(1, "cpu", "AMD EPYC")}
+    guessing = [run for run in runs_of("choices", "step1-rate-0.05") if mean_of_last(run) < 20]
+    assert len(guessing) == 1
+    assert all(loss > 2.29 for run in guessing for loss in run["history"]["train_loss"])
     for sentence in (
         f"**Result.** {one[2].split()[0]} on held-out images.",
         f"the images that it was trained on {one[6]} points better than others",
-        f"a run's last five epochs lie {apart('step1')} points apart",
+        f"a run's last five epochs lie {apart(steps[1])} points apart",
         f"{STEPS[2].target:.2f} in each of the last five epochs, and a gap of at most {STEPS[2].gap:.2f}",
         f"Step 1 leaves a gap of {one[6]} points",
         f"**Result.** {two[2].split()[0]} on held-out images, and a gap of {two[6]}.",
         f"the mean of the last five epochs rises by {mean} (95 % interval {low} to {high}) points",
         f"the gap shrinks by {narrowed[0]} ({narrowed[2]} to {narrowed[1]})",
-        f"the last five epochs still lie {apart('step2')} points apart",
-        f"the mean of its last five epochs is below that, and they lie {apart('step2')} points apart",
+        f"the last five epochs still lie {apart(steps[2])} points apart",
+        f"the mean of its last five epochs is below that, and they lie {apart(steps[2])} points apart",
         f"over seeds the standard deviation is {statistics.stdev(last):.2f}",
         f"over 10,000 other images the standard error {error:.2f}.",
         f"**Result.** {statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} on the test set",
         f"the lowest of all last five epochs is {min(map(lowest_of_last, test)):.2f}",
         f"On held-out images {three[2].split()[0]}, and {three[7]} runs hold 99.40 there.",
         f"the mean of the last five epochs rises by {risen[0]} ({risen[1]} to {risen[2]}) points",
-        f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); they lie {apart('step3')} points apart",
+        f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); they lie {apart(steps[3])} points apart",
+        f"The twenty published runs took {seconds:.0f} s each (median, on one thread of an AMD EPYC",
+        "At a rate of 0.05 in place of 0.02, one run of six never learnt.",
     ):
         assert sentence in readme
-    seconds = statistics.median(sum(run["history"]["seconds"]) for run in test)
-    assert {(run["threads"], run["device"], run["hardware"]) for run in test} == {(1, "cpu", "AMD EPYC")}
-    assert f"The twenty published runs took {seconds:.0f} s each (median, on one thread of an AMD EPYC" in readme
-    guessing = [run for run in runs_of("choices", "step1-rate-0.05") if mean_of_last(run) < 20]
-    assert len(guessing) == 1
-    assert all(loss > 2.29 for run in guessing for loss in run["history"]["train_loss"])
-    assert "At a rate of 0.05 in place of 0.02, one run of six never learnt." in readme
 
 
 def test_what_is_left(readme):
-    errors = report.json.loads((runs.RESULTS / "errors.json").read_bytes())
+    errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     models = errors["models"]
     wrong = [models - image["votes"][image["label"]] for image in errors["images"]]
     every = sum(count == models for count in wrong)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from tinymnist.augmentation import Batches
@@ -205,13 +204,20 @@ def load_weights(net: nn.Module, path: Path, seed: int = 0) -> None:
 
 
 def check_record(run: Any) -> Run:
-    """The record, if it is whole; else ValueError, LookupError, TypeError or AttributeError."""
-    epochs = {len(values) for values in run["history"].values()}
-    if epochs != {run["recipe"]["epochs"]} or not last_accuracies(run):
-        raise ValueError("not one entry for each epoch")
-    if not (isinstance(run["seed"], int) and isinstance(run["variant"], str)):
-        raise TypeError("the seed is no number or the variant no word")
-    return run | {name: run[name] for name in ("group", "train_accuracy", "device", "date")}
+    """The record, if it is whole.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        epochs = {len(values) for values in run["history"].values()}
+        if epochs != {run["recipe"]["epochs"]} or not last_accuracies(run):
+            raise ValueError("not one entry for each epoch")
+        if not (isinstance(run["seed"], int) and isinstance(run["variant"], str)):
+            raise TypeError("the seed is no number or the variant no word")
+        return run | {name: run[name] for name in ("group", "train_accuracy", "device", "date")}
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(repr(error)) from error
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -222,21 +228,19 @@ def read_runs(path: Path) -> list[Run]:
     Raises:
         ValueError: another line is damaged, or repeats a variant and seed; the message names it.
     """
-    found: list[Run] = []
-    known: set[tuple[str, int]] = set()
+    found: dict[tuple[str, int], Run] = {}
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             run = check_record(json.loads(line))
-            if (key := (str(run["variant"]), run["seed"])) in known:
+            if (key := (run["variant"], run["seed"])) in found:
                 raise ValueError(f"a second record of {key[0]}, seed {key[1]}")
-            known.add(key)
-            found.append(run)
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            found[key] = run
+        except ValueError as error:
             if number < len(lines) or line.endswith(b"\n"):
-                raise ValueError(f"line {number} of {path} is damaged ({error!r}): restore or delete it") from error
+                raise ValueError(f"line {number} of {path} is damaged ({error}): restore or delete it") from error
             print(f"{path}: the last line was cut off; that run will be trained again", file=sys.stderr)
-    return found
+    return list(found.values())
 
 
 def save_run(path: Path, run: Run) -> None:
@@ -260,27 +264,6 @@ def load_runs(group: str, variant: str) -> list[Run]:
             f"no finished run of {variant} in {path}: python -m experiments.study {group} trains it"
         )
     return sorted(found, key=lambda run: run["seed"])
-
-
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from claiming the same folder meanwhile; a file system without locks gives it to everyone.
-
-    Raises:
-        OSError: another process has it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".study.lock")
-    try:
-        lock.acquire(timeout=2)  # a process whose parent was killed needs a moment to end
-    except Timeout:
-        raise OSError(f"another process is writing to {path}: wait for its end") from None
-    except (OSError, NotImplementedError):
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def hardware(device: torch.device) -> str:
