@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model import FinalNet, crop
 from predict import load_net
 from tinymnist.cli import OneLineParser
 from tinymnist.runs import RESULTS, commit, hardware, write_atomically, write_json
@@ -35,7 +36,7 @@ class ExportError(Exception):
     """The logits or the predictions of the float32 file differ from the net's."""
 
 
-def folded(net: nn.Module) -> nn.Module:
+def folded(net: FinalNet) -> FinalNet:
     """A copy of a net in evaluation mode that computes the same, with BatchNorm folded into the convolution before it.
 
     Normalization and ReLU may precede max-pooling where no scale is negative. What is pooled in 8 bits then has no
@@ -51,19 +52,35 @@ def folded(net: nn.Module) -> nn.Module:
     return net
 
 
-def to_onnx(net: nn.Module, opset: int = 13) -> bytes:
+class SpelledOut(nn.Module):
+    """Computes what a `FinalNet` does in evaluation, with the shape of the logits spelled out.
+
+    The file then has no arithmetic on shapes, which OpenCV 4 does not follow.
+    """
+
+    def __init__(self, net: FinalNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (N, 1, 28, 28) to logits (N, 10), for N from 1 on."""
+        views = torch.cat([crop(x, dy, dx) for dy, dx in self.net.views])
+        return self.net.classify(views).reshape(len(self.net.views), -1, 10).mean(0)
+
+
+def to_onnx(net: FinalNet, opset: int = 13) -> bytes:
     """The net as ONNX: "images", float32 (N, 1, 28, 28) as `normalize` returns them, to "logits", float32 (N, 10)."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the older of the two exporters writes the smaller file
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
-            folded(net), (torch.zeros(2, 1, 28, 28),), str(path), input_names=["images"], output_names=["logits"],
+            SpelledOut(folded(net)), (torch.zeros(2, 1, 28, 28),), str(path), input_names=["images"], output_names=["logits"],
             dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=opset, dynamo=False,
         )  # fmt: skip
         return path.read_bytes()
 
 
-def to_int8(net: nn.Module, images: Tensor) -> bytes:
+def to_int8(net: FinalNet, images: Tensor) -> bytes:
     """The net as ONNX in 8 bits, weights and values between the layers; the logits stay float32.
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018.
@@ -95,7 +112,7 @@ def logits_of(content: bytes, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check(content: bytes, net: nn.Module, images: Tensor) -> None:
+def check(content: bytes, net: FinalNet, images: Tensor) -> None:
     """Compare an exported net with the net itself on images, float32 (N, 1, 28, 28).
 
     Raises:
