@@ -74,8 +74,8 @@ def to_onnx(net: FinalNet, opset: int = 13) -> bytes:
         warnings.simplefilter("ignore")  # the older of the two exporters writes the smaller file
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
-            SpelledOut(folded(net)), (torch.zeros(2, 1, 28, 28),), str(path), input_names=["images"], output_names=["logits"],
-            dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=opset, dynamo=False,
+            SpelledOut(folded(net)), (torch.zeros(2, 1, 28, 28),), str(path), opset_version=opset, dynamo=False,
+            input_names=["images"], output_names=["logits"], dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
         )  # fmt: skip
         return path.read_bytes()
 
