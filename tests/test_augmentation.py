@@ -22,31 +22,21 @@ def dots() -> torch.Tensor:
     return (255 * torch.exp(-((y - 8) ** 2 + (x - 13.5) ** 2) / 4)).round().byte().expand(400, 28, 28)
 
 
-def test_normalize_keeps_the_background_at_zero():
-    x = normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1).expand(2, 28, 28))
-    assert (x.shape, x.dtype) == ((2, 1, 28, 28), torch.float32)
-    assert x[0].abs().max() == 0
-    assert x[1, 0, 0, 0] == pytest.approx(1 / 0.3081)
-
-
-def test_normalized_mnist_has_standard_deviation_one(mnist):
-    assert normalize(mnist.train_images).std() == pytest.approx(1, abs=1e-3)
+def test_normalized_images_have_standard_deviation_one_and_background_zero(mnist):
+    x = normalize(mnist.train_images)
+    assert (x.shape, x.dtype) == ((60_000, 1, 28, 28), torch.float32)
+    assert x.std() == pytest.approx(1, abs=1e-3)
+    assert (x.min(), x.max()) == (0, pytest.approx(1 / 0.3081))
 
 
 def test_zero_strength_changes_nothing(drawn):
-    images = drawn.train_images[:8]
-    zero, one = torch.zeros(8), torch.ones(8)
-    assert torch.allclose(affine(normalize(images), zero, zero, zero, one), normalize(images), atol=1e-5)
-    assert torch.equal(augment(images, Recipe()), normalize(images))
+    assert torch.equal(augment(drawn.train_images, Recipe()), normalize(drawn.train_images))
 
 
-@pytest.mark.parametrize(
-    ("angle", "shift", "scale"), [(20, (0, 0), 1), (0, (3, -2), 1), (0, (0, 0), 1.3), (-17, (2, 1), 0.8)]
-)
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (20, 40)])
-def test_agrees_with_torchvision_which_fills_with_background(angle, shift, scale, height, width):
-    images = torch.rand(4, 1, height, width)
-    parameters = torch.tensor([angle, shift[0] / width, shift[1] / height, scale]).expand(4, 4)
+@pytest.mark.parametrize(("angle", "shift", "scale"), [(0, (3, -2), 1), (20, (0, 0), 1.3), (-17, (2, 1), 0.8)])
+def test_agrees_with_torchvision_which_fills_with_background(angle, shift, scale):
+    images = torch.rand(4, 1, 20, 40)
+    parameters = torch.tensor([angle, shift[0] / 40, shift[1] / 20, scale]).expand(4, 4)
     ours = affine(images, *parameters.unbind(1))
     theirs = reference.affine(images, angle, list(shift), scale, [0.0], interpolation=InterpolationMode.BILINEAR)
     assert torch.allclose(ours, theirs, atol=1e-4)
