@@ -163,8 +163,9 @@ def fit(
     device = torch.device(device)
     if graph and device.type != "cuda":
         raise ValueError(f"graph=True needs a CUDA device, not {device}")
-    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
-        raise ValueError("fit does not work under torch.autocast: call it outside")
+    autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+    if autocast or torch.is_inference_mode_enabled():
+        raise ValueError("fit does not work under torch.autocast or torch.inference_mode: call it outside")
     torch.manual_seed(seed)  # dropout takes its random numbers from the global generator
     generator = torch.Generator(device).manual_seed(seed)
     digits = Digits(*(tensor.to(device) for tensor in digits))

@@ -198,9 +198,10 @@ def test_a_net_that_gives_no_logits_is_refused(drawn, last):
         fit(linear(last), RECIPE, drawn, progress=False)
 
 
-def test_autocast_and_batches_that_are_none_are_refused(drawn):
-    with torch.autocast("cpu"), pytest.raises(ValueError, match=r"does not work under torch\.autocast"):
-        fit(SetupNet(), RECIPE, drawn, progress=False)
+def test_modes_that_stop_gradients_and_batches_that_are_none_are_refused(drawn):
+    for mode in (torch.autocast("cpu"), torch.inference_mode()):
+        with mode, pytest.raises(ValueError, match=r"does not work under torch\.autocast or torch\.inference_mode"):
+            fit(SetupNet(), RECIPE, drawn, progress=False)
     with pytest.raises(ValueError, match="there are no batches"):
         fit(SetupNet(), RECIPE, drawn, progress=False, batches=lambda *_: [])
 
