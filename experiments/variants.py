@@ -14,8 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.nets import PRIOR_NETS, MakeNet, linear_net, prior_net
-from model import STEPS, FinalNet
+from experiments.nets import PRIOR_NETS, MakeNet, PartNet, linear_net, prior_net
+from model import STEPS, FinalNet, RegularizedNet
 from utils import Recipe
 
 
@@ -28,7 +28,7 @@ class Variant:
         recipe: how it is trained.
         openings: `rate`, `batches` or `loss` of `fit`, where they are not the defaults.
         words: how the report names it.
-        against: the variant that the report compares it with, if any.
+        against: the step that the report compares it with, if any.
     """
 
     net: MakeNet
@@ -55,6 +55,12 @@ class Group:
     weights: Mapping[str, int] = field(default_factory=dict)
 
 
+def varied(number: int, words: str, net: MakeNet | None = None, **changes: Any) -> Variant:
+    """A step with another net, or with changes to its recipe, to be compared with the step itself."""
+    step = STEPS[number]
+    return Variant(net or step.net, replace(step.recipe, **changes), words=words, against=f"step{number}")
+
+
 def steps() -> dict[str, Variant]:
     """The three steps as published."""
     return {f"step{number}": Variant(step.net, step.recipe) for number, step in STEPS.items()}
@@ -62,16 +68,49 @@ def steps() -> dict[str, Variant]:
 
 def choices() -> dict[str, Variant]:
     """The steps on held-out images, and what was considered beside them: other constant rates, and other views."""
-    found = steps()
-    for number, rate in ((1, 0.05), (2, 0.05), (2, 0.1)):
-        step = STEPS[number]
-        words = f"Step {number} at a rate of {rate}, not {step.recipe.max_lr}"
-        recipe = replace(step.recipe, max_lr=rate)
-        found[f"step{number}-rate-{rate}"] = Variant(step.net, recipe, words=words, against=f"step{number}")
     grids = functools.partial(FinalNet, views=((0, 0), (0, 1), (1, 0), (1, 1)))
-    words = "Step 3 with views (0, 0), (0, 1), (1, 0), (1, 1), not up, down, left, right"
-    found["step3-four-grids"] = Variant(grids, STEPS[3].recipe, words=words, against="step3")
-    return found
+    return steps() | {
+        "step1-rate-0.05": varied(1, "Step 1 at a rate of 0.05, not 0.02", max_lr=0.05),
+        "step2-rate-0.05": varied(2, "Step 2 at a rate of 0.05, not 0.02", max_lr=0.05),
+        "step2-rate-0.1": varied(2, "Step 2 at a rate of 0.1, not 0.02", max_lr=0.1),
+        "step3-four-grids": varied(
+            3, "Step 3 with views (0, 0), (0, 1), (1, 0), (1, 1), not up, down, left, right", grids
+        ),
+    }
+
+
+def parts() -> dict[str, Variant]:
+    """What each part does: alone, added to the step before, and last, taken out of the finished step; and controls.
+
+    At batches of 128, half the rate and a decay of the average of 0.998 stand for those of batches of 256.
+    """
+    part, one_view = functools.partial, ((0, 0),)
+    moved: dict[str, Any] = {name: getattr(STEPS[2].recipe, name) for name in ("rotation", "translation", "scale")}
+    still: dict[str, Any] = dict.fromkeys(moved, 0.0)
+    return {
+        "2-alone-norm": varied(1, "Step 1 with BatchNorm", RegularizedNet),
+        "2-alone-augmentation": varied(1, "Step 1 with augmentation", **moved),
+        "2-dropout": varied(2, "Step 2 with dropout of 0.1 before the head", part(PartNet, one_view, dropout=0.1)),
+        "2-average-pooling": varied(2, "Step 2 with global average pooling", part(PartNet, one_view, flat=False)),
+        "3-alone-cycle": varied(2, "Step 2 with one-cycle", schedule="one_cycle", max_lr=0.1),
+        "3-alone-average": varied(2, "Step 2 with the average of the weights", average=0.998),
+        "3-alone-views": varied(2, "Step 2 with four views", FinalNet),
+        "3-alone-batch": varied(2, "Step 2 with batches of 256", batch_size=256),
+        "3-alone-batch-rate": varied(2, "Step 2 with batches of 256 at twice the rate", batch_size=256, max_lr=0.04),
+        "3-last-cycle": varied(3, "Step 3 at a constant rate of 0.04", schedule="constant", max_lr=0.04),
+        "3-last-average": varied(3, "Step 3 without the average of the weights", average=0.0),
+        "3-last-views": varied(3, "Step 3 with one view", RegularizedNet),
+        "3-last-batch": varied(3, "Step 3 with batches of 128", batch_size=128, max_lr=0.1, average=0.998),
+        "3-last-augmentation": varied(3, "Step 3 without augmentation", **still),
+        "3-last-norm": varied(3, "Step 3 without BatchNorm", part(PartNet, norm=False)),
+        "3-late-pooling": varied(3, "Step 3, pooling after the second convolution", part(PartNet, early=False)),
+        "3-last-crop": varied(3, "Step 3 without the crop", part(PartNet, cropped=False)),
+        "3-average-pooling": varied(3, "Step 3 with global average pooling", part(PartNet, flat=False)),
+        "3-deslanted": varied(3, "Step 3 with deslanting", part(PartNet, deslanted=True)),
+        "3-constant-mean": varied(3, "Step 3 at a constant rate of 0.1", schedule="constant", max_lr=0.1),
+        "3-constant-peak": varied(3, "Step 3 at a constant rate of 0.2", schedule="constant"),
+        "3-step-decay": varied(3, "Step 3 at a rate of 0.2, and of 0.02 from epoch 11 on", schedule="step"),
+    }
 
 
 class Plateau:
@@ -106,12 +145,21 @@ def eight_epochs_then_a_tenth(recipe: Recipe, done: float) -> float:
     return 1.0 if done < 8 / 15 else 0.1
 
 
+def up_and_slowly_down(recipe: Recipe, done: float) -> float:
+    """A learning rate that is half the largest in the first epoch, rises to it, and falls to a tenth by epoch 8."""
+    epoch = done * recipe.epochs
+    if epoch < 2:
+        return 0.5 if epoch < 1 else 1.0
+    return 0.1 ** ((epoch - 2) / 6) if epoch < 8 else 0.1 * (recipe.epochs - epoch) / (recipe.epochs - 8)
+
+
 def prior() -> dict[str, Variant]:
     """The prior solutions with their published recipe, as far as stated, and with ours; and a linear classifier.
 
     Where nothing is stated, SGD with Nesterov momentum 0.9 at a rate of 0.01 and batches of 128 are assumed, for D
-    a patience of two epochs on the training loss, for E 7 degrees and a tenth of the width. Images are moved by
-    `augment`, and their mean is not subtracted.
+    a patience of two epochs on the training loss, for E 7 degrees and a tenth of the width; for K, of which only
+    layers and epochs are stated, the recipe of J, of the same author. Images are moved by `augment`, and their mean is
+    not subtracted.
     """
     plateau = Plateau()
     published: dict[str, tuple[Recipe, dict[str, Any]]] = {
@@ -119,7 +167,11 @@ def prior() -> dict[str, Variant]:
         "D": (Recipe(max_lr=0.01, rotation=15.0), {"rate": plateau.rate, "loss": plateau.loss}),
         "E": (Recipe(max_lr=0.01, schedule="step", rotation=7.0, translation=0.1), {}),
         "F": (Recipe(max_lr=0.005, batch_size=64), {"rate": eight_epochs_then_a_tenth}),
-    }
+        "J": (Recipe(max_lr=0.1, batch_size=32, momentum=0.0, rotation=7.0, translation=0.09, scale=0.09),
+              {"rate": up_and_slowly_down}),
+        "K": (Recipe(max_lr=0.1, batch_size=32, momentum=0.0, rotation=7.0, translation=0.09, scale=0.09, epochs=12),
+              {"rate": up_and_slowly_down}),
+    }  # fmt: skip
     found = {"linear": Variant(linear_net, STEPS[1].recipe)}
     for name, line in PRIOR_NETS.items():
         net = functools.partial(prior_net, line, norm_last=name == "E")
@@ -130,6 +182,7 @@ def prior() -> dict[str, Variant]:
 
 GROUPS = {
     "choices": Group(choices, seeds=6, held_out=True),
+    "parts": Group(parts, seeds=12, held_out=True),
     "steps": Group(steps, seeds=20, held_out=False, weights={"step1": 1, "step2": 1, "step3": 20}),
     "prior": Group(prior, seeds=3, held_out=False),
 }

@@ -9,11 +9,11 @@ from filelock import FileLock
 from torch import nn
 
 from experiments import study
-from experiments.nets import PRIOR_NETS, prior_net
-from experiments.variants import GROUPS, Group, Plateau, Variant, eight_epochs_then_a_tenth
-from model import STEPS, SetupNet
+from experiments.nets import PRIOR_NETS, PartNet, deslant, prior_net
+from experiments.variants import GROUPS, Group, Plateau, Variant, eight_epochs_then_a_tenth, up_and_slowly_down
+from model import STEPS, FinalNet, SetupNet
 from tinymnist import runs
-from utils import Recipe, count_parameters, validation_split
+from utils import Recipe, count_parameters, normalize, validation_split
 
 
 def test_each_word_of_the_notation_is_a_layer_and_prior_nets_have_the_published_number_of_parameters():
@@ -27,15 +27,37 @@ def test_each_word_of_the_notation_is_a_layer_and_prior_nets_have_the_published_
     with pytest.raises(ValueError, match="no layer 'x8'"):
         prior_net("c8 x8 lin")
     counts = {name: count_parameters(prior_net(line)) for name, line in PRIOR_NETS.items()}
-    assert counts == {"A": 7712, "D": 7720, "E": 7830, "F": 7918}
+    assert counts == {"A": 7712, "D": 7720, "E": 7830, "F": 7918, "J": 3762, "K": 4838}
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_variant_answers_and_what_it_is_compared_with_is_there(group):
-    variants = GROUPS[group].variants()
-    for name, variant in variants.items():
+    steps = GROUPS["choices"].variants()
+    for name, variant in GROUPS[group].variants().items():
         assert variant.net().eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10), name
-        assert not variant.against or (variant.against in variants and variant.words), name
+        assert not variant.against or (variant.against in steps and variant.words), name
+
+
+def test_a_part_in_another_form_changes_that_part_alone(drawn):
+    x, nets = normalize(drawn.test_images), {}
+    for name in ("", "norm", "early", "cropped", "flat", "deslanted"):
+        torch.manual_seed(0)
+        nets[name] = PartNet(**({name: name == "deslanted"} if name else {})).eval()
+    torch.manual_seed(0)
+    assert torch.equal(nets[""](x), FinalNet().eval()(x))
+    assert all(not torch.allclose(nets[name](x), nets[""](x), atol=1e-3) for name in nets if name)
+    assert [count_parameters(net) for net in nets.values()] == [7866, 7808, 7866, 7866, 6426, 7866]
+    assert torch.allclose(nets["deslanted"](x), nets[""](deslant(x)), atol=1e-4)
+    still = PartNet(dropout=1.0).train()
+    assert torch.equal(still(x), still.head.bias.expand(200, 10))
+
+
+def test_deslanted_digits_stand_upright(drawn):
+    x, at = deslant(normalize(drawn.test_images))[:, 0], torch.arange(28.0)
+    mass = x.sum((1, 2))
+    row, column = x.sum(2) @ at / mass, x.sum(1) @ at / mass
+    leaning = torch.einsum("nyx,y,x->n", x, at, at) / mass - row * column
+    assert leaning.abs().max() < 0.1
 
 
 def test_the_steps_are_trained_as_defined_on_the_test_set_and_on_each_sixth():
@@ -50,6 +72,8 @@ def test_the_steps_are_trained_as_defined_on_the_test_set_and_on_each_sixth():
 
 def test_rates_of_prior_solutions():
     assert [eight_epochs_then_a_tenth(Recipe(), done) for done in (0, 0.53, 0.54, 1)] == [1, 1, 0.1, 0.1]
+    rates = [up_and_slowly_down(Recipe(), epoch / 15) for epoch in (0.5, 1.5, 2, 5, 8, 11.5, 15)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1**0.5, 0.1, 0.05, 0])
     plateau, rates = Plateau(), []
     for epoch, sureness in enumerate([0.0, 1.0, 1.0, 1.0, 1.0, 2.0]):
         rates.append(plateau.rate(Recipe(epochs=6), (epoch + 0.5) / 6))
