@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
-TRAINING := torch torchvision torchsummary tqdm matplotlib  # what train.py imports
+TRAINING := torch torchvision torchsummary tqdm matplotlib  # what train.py needs; numpy and filelock come with them
 
 .PHONY: help reproduce test data study report report-check errors export bench notebooks clean
 .DEFAULT_GOAL := help
@@ -21,13 +21,13 @@ test: report-check ## run the report's check, the linter, the type checker and t
 data: .venv/training ## fetch MNIST if it is not there yet, and check it
 	$(BIN)/python -c "import utils; utils.load_mnist()"
 
-study: .venv/training ## train what is missing of the published runs; finished ones are kept
+study: .venv/training ## train what is missing of the runs that the report shows; finished ones are kept
 	$(BIN)/python -m experiments.study choices steps/step3
 
 report: .venv/installed ## write results/README.md and the pictures from the records
 	$(BIN)/python -m experiments.report
 
-report-check: .venv/tools ## fail if one of them differs from the records, or a record from the code
+report-check: .venv/tools ## fail if what the report writes differs from the records, or the definition of a record from the code
 	$(BIN)/python -m experiments.report --check
 
 errors: .venv/installed ## find the test images that the published nets get wrong
@@ -40,12 +40,12 @@ bench: .venv/training ## time the usual pipeline against this one, on the best d
 	$(BIN)/python -m experiments.bench
 
 notebooks: .venv/installed ## execute the three notebooks again, in place, on one CPU thread as the published runs
-	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
 		--ExecutePreprocessor.record_timing=False Step*.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams Step*.ipynb
 
-clean: ## remove the environment and the caches
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache runs
+clean: ## remove the environment and the caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The versions of the published runs; where this Python or this machine cannot have them, the newest there are.

@@ -127,7 +127,7 @@ class Step:
         net: the class of its net, which needs no arguments.
         recipe: how the net is trained.
         target: test accuracy in percent that each of the last five epochs shall reach.
-        gap: points by which the training images may at most be classified better than the test images in the end.
+        gap: how many points better the training images may be classified than the test images, after the last epoch.
     """
 
     theme: str

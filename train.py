@@ -8,7 +8,7 @@
 Each run is written to OUT/stepK/seed_N.json, and its weights beside it as .pt. A finished run is kept, so a call that
 was interrupted goes on where it stopped; a run of another kind, for example of fewer epochs, never takes its place.
 The exit code is 0 if no run missed the step's target, 1 if one did, 2 for bad input and 130 after Ctrl-C. Under
-torchrun it is 0 also after a miss, since torchrun would stop the others: the same call without it then tells.
+torchrun a miss is 0 too, since torchrun would stop the other ranks: call again without torchrun for the verdict.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from model import STEPS
@@ -51,15 +52,17 @@ def parser() -> OneLineParser:
     add = found.add_argument
     add("--step", type=int, choices=sorted(STEPS), required=True, help="which of the steps")
     seeds = found.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="K", help="default: 0")
+    seeds.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="K", help="train seed K (default: 0)"
+    )
     seeds.add_argument("--seeds", type=whole_number(1, 100_000), metavar="N", help="train seeds 0 to N-1")
     add("--threads", type=whole_number(1, 1024), metavar="T", help="CPU threads per net (default: all; --seeds: 1)")
     add("--epochs", type=whole_number(1, 100_000), metavar="E", help="default: as in the step's recipe")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps or xpu")
     add("--graph", action="store_true", help="on a CUDA device, replay the passes as CUDA graphs")
-    add("--data", metavar="DIR", help="folder of MNIST: its files are in, or go to, DIR/MNIST/raw")
+    add("--data", metavar="DIR", help="folder of MNIST: files in DIR/MNIST/raw, downloaded if missing")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs (git ignores it)")
-    add("--validate", action="store_true", help="hold out the last sixth of the training images in place of the tests")
+    add("--validate", action="store_true", help="test on the last sixth of the training images, not trained on then")
     add("--summary", action="store_true", help="show the net and its receptive field, train nothing")
     return found
 
@@ -94,25 +97,34 @@ class Plan(NamedTuple):
     data: str | None
     out: Path
 
+    @property
+    def net(self) -> type[nn.Module]:
+        """The class of the step's net."""
+        return STEPS[self.step].net
+
+    @property
+    def labels(self) -> Run:
+        """The first entries of each record."""
+        return {"group": "steps", "variant": f"step{self.step}"}
+
     def path(self, seed: int) -> Path:
         """Where the record of a seed goes; its weights have the suffix .pt."""
         return self.out / f"step{self.step}" / f"seed_{seed}.json"
 
     def finished(self, seed: int) -> Run | None:
-        """The run of a seed that is already there; None if there is none, or, which is told, if it is damaged.
+        """The run of a seed that is already there; None if there is none, or if it is damaged (a message says so).
 
         Raises:
             ValueError: a run of another kind is there; the message says in what they differ.
             OSError: the record cannot be read.
         """
-        path, run = self.path(seed), None
+        path, expected = self.path(seed), self.labels | definition(self.net, self.recipe, seed, self.split)
+        if not path.exists():
+            return None
         try:
             run = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            pass
-        expected = self.labels | definition(STEPS[self.step].net, self.recipe, seed, self.split)
+        except ValueError:  # cut short
+            run = None
         if isinstance(run, dict) and (different := differences(run, expected)):
             raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
         try:
@@ -122,15 +134,12 @@ class Plan(NamedTuple):
             print(f"{path} or its weights are damaged: seed {seed} is trained again", file=sys.stderr)
             return None
 
-    @property
-    def labels(self) -> Run:
-        """The first entries of each record."""
-        return {"group": "steps", "variant": f"step{self.step}"}
-
     def train(self, seed: int, progress: bool = False) -> Run:
         """Train a seed and write the run: the weights first, since the record says that the run is finished."""
-        net, digits = STEPS[self.step].net, load_mnist(self.data, self.split)
-        run, state = train_run(net, self.recipe, digits, seed, self.split, self.device, progress, self.graph)
+        digits = load_mnist(self.data, self.split)
+        run, state = train_run(
+            self.net, self.recipe, digits, seed, self.split, self.device, progress=progress, graph=self.graph
+        )
         write_weights(self.path(seed).with_suffix(".pt"), state)
         write_json(self.path(seed), run := self.labels | run)
         return run
@@ -142,8 +151,8 @@ def train_missing(plan: Plan, seeds: list[int], options: argparse.Namespace) -> 
     plan.path(0).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=plan.path(0).parent):
         pass
-    step = STEPS[plan.step]
-    print(f"step {plan.step} ({step.theme}): {count_parameters(step.net()):,} parameters, on {plan.device}", flush=True)
+    parameters = count_parameters(plan.net())
+    print(f"step {plan.step} ({STEPS[plan.step].theme}): {parameters:,} parameters, on {plan.device}", flush=True)
     if options.seeds:
         threads, share = options.threads or 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         runs = in_processes(plan.train, seeds, processes_at_once(plan.device, threads, share), threads)
@@ -151,7 +160,8 @@ def train_missing(plan: Plan, seeds: list[int], options: argparse.Namespace) -> 
     else:
         if options.threads:
             torch.set_num_threads(options.threads)
-        yield plan.train(options.seed, progress=True)
+        [seed] = seeds
+        yield plan.train(seed, progress=True)
 
 
 def judge(run: Run, number: int) -> bool | None:

@@ -1,12 +1,11 @@
 """The training and evaluation loops that the three steps share.
 
-Everything a notebook needs can be imported from here; what has a job of its own (data, recipe, augmentation, receptive
-field, figures, records) is in `tinymnist/`.
+Notebooks import the rest from here too. What has a job of its own (data, recipe, augmentation, receptive field,
+figures, records) is in `tinymnist/`.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +44,7 @@ def train_epoch(
         batches: images, float32 (B, 1, 28, 28), and labels, int64 (B,), on the model's device.
         optimizer: of the model's parameters.
         scheduler: of the optimizer's learning rate, which changes after each step.
-        average: of the model's weights, if there is one.
+        average: the moving average of the model's weights, if there is one.
         criterion: mean loss of a batch from its logits (B, classes) and labels (B,).
 
     Returns:
@@ -83,7 +82,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
         mean cross-entropy over the N images, number of them classified correctly, and N.
     """
     device = next(model.parameters(), images).device
-    # What `torch.compile` wraps around a net has, in PyTorch 2.4, a flag that says nothing; the net within is asked.
+    # In PyTorch 2.4 the flag of what `torch.compile` wraps around a net says nothing: the net within is asked.
     in_training = [module for module in model.modules() if module.training and not hasattr(module, "_orig_mod")]
     model.eval()
     loss_sum: Tensor | float = 0.0
@@ -109,7 +108,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point() or average.is_complex():
                 moved = average.lerp(value, share.to(average.dtype))
-                average.copy_(torch.where(average == value, value, moved))  # so that an infinite value is no NaN
+                average.copy_(torch.where(average == value, value, moved))  # inf stays inf, not NaN
             else:  # BatchNorm's num_batches_tracked
                 average.copy_(value)
 
@@ -132,8 +131,8 @@ def fit(
 ) -> History:
     """Train a net by a recipe and evaluate it after each epoch.
 
-    The same seed on the same device, number of threads and version of PyTorch gives the same result, if the net's own
-    operations do.
+    From the same initial weights, the same seed gives the same result on the same device, number of threads and version
+    of PyTorch, if the net's own operations do. The initial weights depend on the seed that is set when the net is made.
 
     Args:
         model: the net; moved to the device, and left in evaluation mode with the weights that the last epoch evaluated.
@@ -158,7 +157,7 @@ def fit(
 
     Raises:
         ValueError: images, labels or the net's output are of another shape or type; there are no batches; `graph`
-            without a CUDA device.
+            without a CUDA device; it is called under `torch.autocast` or `torch.inference_mode`.
     """
     device = torch.device(device)
     if graph and device.type != "cuda":
@@ -191,10 +190,10 @@ def fit(
         trained = capture(model, loader, train_images[: recipe.batch_size]) if graph else model
         for epoch in range(recipe.epochs):
             start = time.perf_counter()
-            bar = (
-                tqdm(loader, f"epoch {epoch + 1:2d}", leave=False, unit="step", mininterval=0.5) if progress else loader
-            )
-            trained_on = train_epoch(trained, bar, optimizer, scheduler, average, loss)
+            shown = loader
+            if progress:
+                shown = tqdm(loader, f"epoch {epoch + 1:2d}", leave=False, unit="step", mininterval=0.5)
+            trained_on = train_epoch(trained, shown, optimizer, scheduler, average, loss)
             tested_on = evaluate(average.module if average else model, test_images, test_labels)
             values = [scheduler.get_last_lr()[0], *trained_on, *tested_on, time.perf_counter() - start]
             for name, value in zip(names, values, strict=True):

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(
             RESULTS / f"bench_{device.type}.json", facts | {"commit": commit(), "median": median, "seconds": seconds}
         )
-    except (DataError, ValueError, OSError, KeyboardInterrupt) as error:
+    except (DataError, ValueError, OSError) as error:
         return command.failed(error)
     return 0
 

@@ -7,7 +7,7 @@
 
 `experiments/variants.py` says what is trained. Each finished run is added to `results/GROUP.jsonl` at once, so a call
 that was interrupted goes on where it stopped. A record whose definition is no longer that of the variant does not
-count: it is named, and its run is made again. As many runs as there are cores go on at a time, with one thread each.
+count: it is named, and its run is made again. There is one run per core at a time, with one thread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import functools
 import json
 import sys
 import tempfile
+from collections.abc import Container, Mapping
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -28,7 +30,13 @@ from tinymnist.parallel import in_processes, processes_at_once
 from tinymnist.runs import Run, State
 from utils import DataError, load_mnist, pick_device, train_run
 
-Job = tuple[str, str, int]  # group, variant and seed
+
+class Job(NamedTuple):
+    """A run to be made."""
+
+    group: str
+    variant: str
+    seed: int
 
 
 def split_of(group: str, seed: int) -> str:
@@ -38,12 +46,12 @@ def split_of(group: str, seed: int) -> str:
 
 def definition_of(job: Job) -> Run:
     """What the record of a run has to say to count as done."""
-    group, variant, seed = job
-    chosen = GROUPS[group].variants()[variant]
-    found = runs.definition(chosen.net, chosen.recipe, seed, split_of(group, seed), **chosen.openings)
-    if "<" in json.dumps(found):
-        raise ValueError(f"{group}/{variant}: a record can only name what is defined at the top level of a module")
-    return found
+    chosen, split = GROUPS[job.group].variants()[job.variant], split_of(job.group, job.seed)
+    definition = runs.definition(chosen.net, chosen.recipe, job.seed, split, **chosen.openings)
+    if "<" in json.dumps(definition):  # <lambda>, <locals>
+        name = f"{job.group}/{job.variant}"
+        raise ValueError(f"{name}: a record can only name what is defined at the top level of a module")
+    return definition
 
 
 def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
@@ -54,10 +62,16 @@ def finished(group: str) -> tuple[dict[Job, Run], list[str]]:
     """
     done: dict[Job, Run] = {}
     stale = []
+    names = GROUPS[group].variants()
+    definitions: dict[str, Run] = {}
     for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl"):
-        job = group, run["variant"], run["seed"]
-        known = run["variant"] in GROUPS[group].variants()
-        reasons = runs.differences(run, definition_of(job)) if known else ["no such variant, delete its line"]
+        job = Job(group, run["variant"], run["seed"])
+        reasons = ["no such variant, delete its line"]
+        if job.variant in names:
+            if job.variant not in definitions:  # once for all seeds, since it makes the net
+                definitions[job.variant] = definition_of(job)
+            own = {"seed": job.seed, "split": split_of(group, job.seed)}
+            reasons = runs.differences(run, definitions[job.variant] | own)
         if reasons:
             stale.append(
                 f"{group}/{run['variant']}, seed {run['seed']}, is no run of today's code: {'; '.join(reasons)}"
@@ -84,8 +98,8 @@ def jobs_of(names: list[str], count: int | None = None) -> list[Job]:
             known = GROUPS[group].variants() if group in GROUPS else GROUPS
             raise ValueError(f"no {name!r}: choose from {', '.join(known)}")
         seeds = range(count or GROUPS[group].seeds)
-        jobs += [(group, v, seed) for v in GROUPS[group].variants() if variant in ("", v) for seed in seeds]
-    return sorted(dict.fromkeys(jobs), key=lambda job: job[2])
+        jobs += [Job(group, v, seed) for v in GROUPS[group].variants() if variant in ("", v) for seed in seeds]
+    return sorted(dict.fromkeys(jobs), key=lambda job: job.seed)
 
 
 def train_job(job: Job, device: str) -> tuple[Run, State]:
@@ -97,26 +111,31 @@ def train_job(job: Job, device: str) -> tuple[Run, State]:
     return {"group": group, "variant": variant} | run, state
 
 
-def lacks_weights(job: Job) -> bool:
-    """Whether the weights of a run are to be published and are not.
+def published_weights(job: Job) -> Mapping[int, State] | None:
+    """The weights by seed that are published of a variant so far; None if those of this run are not to be.
 
     Raises:
-        OSError: the file that they belong to is damaged; the message names it.
+        OSError: their file is damaged; the message names it.
     """
-    group, variant, seed = job
-    path = runs.RESULTS / f"{variant}.pt"
-    wanted = seed < GROUPS[group].weights.get(variant, 0)
-    return wanted and (not path.exists() or seed not in runs.read_weights(path))
+    path = runs.RESULTS / f"{job.variant}.pt"
+    if job.seed >= GROUPS[job.group].weights.get(job.variant, 0):
+        return None
+    return runs.read_weights(path) if path.exists() else {}
+
+
+def is_done(job: Job, done: Container[Job]) -> bool:
+    """Whether the record of a run is there, and its weights, if they are to be published."""
+    weights = published_weights(job)
+    return job in done and (weights is None or job.seed in weights)
 
 
 def keep(run: Run, state: State) -> None:
     """Write the weights of a run, if they are to be published, and then its record."""
-    name, seed = run["variant"], run["seed"]
-    if seed < GROUPS[run["group"]].weights.get(name, 0):
-        path = runs.RESULTS / f"{name}.pt"
-        others = runs.read_weights(path) if path.exists() else {}
-        runs.write_weights(path, dict(sorted({**others, seed: state}.items())))
-    runs.save_run(runs.RESULTS / f"{run['group']}.jsonl", run)
+    job = Job(run["group"], run["variant"], run["seed"])
+    if (others := published_weights(job)) is not None:
+        weights = dict(sorted({**others, job.seed: state}.items()))
+        runs.write_weights(runs.RESULTS / f"{job.variant}.pt", weights)
+    runs.save_run(runs.RESULTS / f"{job.group}.jsonl", run)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,17 +155,17 @@ def main(arguments: list[str] | None = None) -> int:
         device = pick_device(options.device)
         load_mnist()  # it may have to download
         jobs = jobs_of(options.names, options.seeds)
-        with FileLock(runs.RESULTS / ".study.lock", timeout=2):  # a process whose parent was killed needs a moment
+        with FileLock(runs.RESULTS / ".study.lock", timeout=0):
             done: set[Job] = set()
-            for group in dict.fromkeys(job[0] for job in jobs):
+            for group in dict.fromkeys(job.group for job in jobs):
                 found, stale = finished(group)
                 done |= found.keys()
                 for line in stale:
                     print(line, flush=True)
-            missing = [job for job in jobs if job not in done or lacks_weights(job)]
-            with tempfile.TemporaryFile(dir=runs.RESULTS):  # better told now than after the training
-                definitions = [definition_of(job) for job in missing]
-                json.dumps(definitions, allow_nan=False)
+            missing = [job for job in jobs if not is_done(job, done)]
+            json.dumps([definition_of(job) for job in missing], allow_nan=False)  # what fails now is not trained first
+            with tempfile.TemporaryFile(dir=runs.RESULTS):
+                pass
             made = in_processes(functools.partial(train_job, device=str(device)), missing, processes_at_once(device))
             for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):
                 keep(run, state)

@@ -1,7 +1,6 @@
 """What is trained for the published results: groups of variants, each a net and a recipe.
 
-A variant is one entry here; `python -m experiments.study GROUP/VARIANT` trains it into `results/GROUP.jsonl`, and the
-report compares it with the variant that it names.
+A variant is one entry here; `python -m experiments.study GROUP/VARIANT` trains it into `results/GROUP.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from utils import Recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """A net, how it is trained, and what of `fit` is opened.
+    """A net, how it is trained, and what it is compared with.
 
     Attributes:
         net: makes the net: a class or function, or a `functools.partial` of one.
         recipe: how it is trained.
-        openings: `rate`, `batches` or `loss` of `fit`, where they are not the defaults.
+        openings: what replaces `rate`, `batches` or `loss` of `fit`.
         words: how the report names it.
         against: the step that the report compares it with, if any.
     """
@@ -55,10 +54,12 @@ class Group:
     weights: Mapping[str, int] = field(default_factory=dict)
 
 
-def varied(number: int, words: str, net: MakeNet | None = None, **changes: Any) -> Variant:
-    """A step with another net, or with changes to its recipe, to be compared with the step itself."""
+def varied(
+    number: int, words: str, net: MakeNet | None = None, openings: Mapping[str, Any] | None = None, **changes: Any
+) -> Variant:
+    """A step with another net, with openings, or with changes to its recipe, to be compared with the step itself."""
     step = STEPS[number]
-    return Variant(net or step.net, replace(step.recipe, **changes), words=words, against=f"step{number}")
+    return Variant(net or step.net, replace(step.recipe, **changes), openings or {}, words, f"step{number}")
 
 
 def steps() -> dict[str, Variant]:
@@ -80,9 +81,10 @@ def choices() -> dict[str, Variant]:
 
 
 def parts() -> dict[str, Variant]:
-    """What each part does: alone, added to the step before, and last, taken out of the finished step; and controls.
+    """What each part does: alone, added to the step before; last, taken out of the finished step; and controls.
 
-    At batches of 128, half the rate and a decay of the average of 0.998 stand for those of batches of 256.
+    Where batches of 128 replace those of 256, the rate is halved and the decay of the average is 0.998, the root of
+    0.996: an epoch then moves and forgets as much.
     """
     part, one_view = functools.partial, ((0, 0),)
     moved: dict[str, Any] = {name: getattr(STEPS[2].recipe, name) for name in ("rotation", "translation", "scale")}
@@ -146,7 +148,7 @@ def eight_epochs_then_a_tenth(recipe: Recipe, done: float) -> float:
 
 
 def up_and_slowly_down(recipe: Recipe, done: float) -> float:
-    """A learning rate that is half the largest in the first epoch, rises to it, and falls to a tenth by epoch 8."""
+    """A learning rate that is half the largest in the first epoch, then whole, a tenth by epoch 8, 0 in the end."""
     epoch = done * recipe.epochs
     if epoch < 2:
         return 0.5 if epoch < 1 else 1.0

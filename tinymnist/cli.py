@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-INTERRUPTED = "interrupted; finished runs are kept, those under way are not written"
-
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line; options cannot be abbreviated."""
@@ -29,7 +27,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Print the first line of an error on stderr; returns the exit code: 2, or 130 after Ctrl-C."""
         interrupted = isinstance(error, KeyboardInterrupt)
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{self.prog}: {INTERRUPTED if interrupted else line}", file=sys.stderr)
+        print(f"{self.prog}: {'interrupted; finished runs are kept' if interrupted else line}", file=sys.stderr)
         return 130 if interrupted else 2
 
 

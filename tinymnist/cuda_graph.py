@@ -25,8 +25,8 @@ def capture(net: nn.Module, batches: Any, images: Tensor) -> nn.Module:
         images: uint8 (B, 28, 28), as many as a batch has.
 
     Returns:
-        what to train in place of the net, whose parameters and buffers it shares; the net itself, which is told on
-        standard error, if its passes cannot be captured, for example since they wait for the GPU.
+        what to train in place of the net, whose parameters and buffers it shares; the net itself, with a message on
+        standard error, if its passes cannot be captured, for example because they wait for the GPU.
     """
     trained = net
     try:

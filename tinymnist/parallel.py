@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-ON_ACCELERATOR = 4  # processes that share a GPU; a guess, not measured
+PROCESSES_PER_GPU = 4  # a guess, not measured
 
 
 def cores() -> int:
@@ -27,7 +27,7 @@ def cores() -> int:
 def processes_at_once(device: torch.device, threads: int = 1, share: int = 1) -> int:
     """How many processes of that many threads to run at once, if the machine's cores are shared by `share` callers."""
     processes = max(1, cores() // share // threads)
-    return processes if device.type == "cpu" else min(processes, ON_ACCELERATOR)
+    return processes if device.type == "cpu" else min(processes, PROCESSES_PER_GPU)
 
 
 def in_processes(

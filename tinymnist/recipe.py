@@ -24,8 +24,8 @@ class Recipe:
         rotation: largest angle in degrees by which `augment` turns an image, either way.
         translation: largest shift as a fraction of the width and of the height, either way.
         scale: largest change of size as a fraction: 0.1 gives factors from 0.9 to 1.1.
-        average: decay per step of the exponential moving average of the weights that is evaluated
-            (Polyak and Juditsky, 1992); 0 evaluates the weights themselves.
+        average: decay per step of the exponential moving average of the weights that is evaluated (after Polyak and
+            Juditsky, 1992); 0 evaluates the weights themselves.
 
     Raises:
         ValueError: no such schedule, or a number out of its range.
@@ -77,4 +77,4 @@ def learning_rate(recipe: Recipe, done: float) -> float:
         return 1.0 if done < 2 / 3 else 0.1
     if done < recipe.warmup:
         return done / recipe.warmup
-    return (1 - done) / (1 - recipe.warmup) if done < 1 else 0.0
+    return (1 - done) / (1 - recipe.warmup) if done < 1 else 0.0  # else the warm-up may take the whole run

@@ -223,7 +223,7 @@ def check_record(run: Any) -> Run:
 def read_runs(path: Path) -> list[Run]:
     """The runs in a file that has one record a line.
 
-    A last line that was cut off while it was written is told on standard error, and left out.
+    A last line that was cut off while it was written is left out, with a message on standard error.
 
     Raises:
         ValueError: another line is damaged, or repeats a variant and seed; the message names it.
@@ -279,7 +279,7 @@ def hardware(device: torch.device) -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit as the process began, "-dirty" if a tracked file outside `results/` was changed; None outside git."""
+    """The commit at the first call, "-dirty" if a tracked file outside `results/` was changed; None outside git."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
