@@ -3,7 +3,7 @@
 python demo.py            at http://127.0.0.1:7860, on this machine only
 python demo.py --share    also at a temporary public address on Gradio's servers, which Colab needs
 
-Needs Gradio: pip install -r requirements-demo.txt
+Needs Gradio: pip install "gradio>=5"
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         build(load_net()).launch(share=options.share, server_port=options.port)
     except ImportError as error:
-        parser.error(f"Gradio cannot be loaded ({error}): pip install -r requirements-demo.txt")
+        parser.error(f'Gradio cannot be loaded ({error}): pip install "gradio>=5"')
     except OSError as error:
         return parser.failed(error)
     return 0

@@ -36,7 +36,8 @@ def tiny_mnist(pretrained: bool = True, seed: int = 0) -> nn.Module:
     """The net of Step 3: float32 images (N, 1, 28, 28) to logits (N, 10).
 
     Its input is uint8 / 255 / 0.3081 of a white digit on black, so that the background is 0: no mean is subtracted.
-    The usual `Normalize((0.1307,), (0.3081,))` is wrong for this net.
+    The usual `Normalize((0.1307,), (0.3081,))` is wrong for this net: with it, seed 0 reads 99.1 % of the test images
+    right in place of 99.6 %, and seed 17 only 96.4 %.
 
     Args:
         pretrained: with the published weights and in evaluation mode, or as it is before training.

@@ -58,27 +58,24 @@ def write_seen(path: Path, image: Tensor) -> Path:
     Raises:
         OSError: both names are taken, or the file cannot be written.
     """
-    target, other = (path.with_name(f"{name}-seen.png") for name in (path.stem, path.name))
-    if not _is_free(target, path):
-        target = other
-        if not _is_free(other, path):
-            raise OSError(f"{other} is there already and is not the net's input of {path.name}: move it")
-    text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
-    text.add_itxt(MARK, os.fsencode(path.name).hex())
-    Image.fromarray(image.numpy()).save(buffer, format="PNG", pnginfo=text)
-    write_atomically(target, buffer.getvalue())
-    return target
+    mark = os.fsencode(path.name).hex()
+    targets = [path.with_name(f"{name}-seen.png") for name in (path.stem, path.name)]
+    for target in targets:
+        if not os.path.lexists(target) or _mark_of(target) == mark:
+            text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+            text.add_text(MARK, mark)
+            Image.fromarray(image.numpy()).save(buffer, format="PNG", pnginfo=text)
+            write_atomically(target, buffer.getvalue())
+            return target
+    raise OSError(f"{targets[1]} is there already and is not the net's input of {path.name}: move it")
 
 
-def _is_free(target: Path, path: Path) -> bool:
-    """Whether a file is not there, or is the net's input of an image as `write_seen` left it."""
-    if not os.path.lexists(target):
-        return True
+def _mark_of(path: Path) -> str | None:
+    """What `write_seen` noted in a file: the name of the image, its bytes in hexadecimal; None in any other file."""
     try:
-        with Image.open(target) as there:
-            return there.info.get(MARK) == os.fsencode(path.name).hex()
-    except Exception:  # no image, so not ours
-        return False
+        return open_picture(path).info.get(MARK)
+    except PictureError:
+        return None
 
 
 def predict(net: FinalNet, path: Path, show: bool = False) -> dict[str, Any]:
@@ -88,9 +85,10 @@ def predict(net: FinalNet, path: Path, show: bool = False) -> dict[str, Any]:
         PictureError: the image cannot be read, or does not show one digit.
         OSError: the net's input cannot be written.
     """
-    image = prepare(open_picture(path))
+    picture = open_picture(path)
+    image = prepare(picture)
     entry: dict[str, Any] = {"image": str(path)}
-    if show:
+    if show and MARK not in picture.info:  # what the net saw is not shown again: `--show *.png` may be repeated
         entry["seen"] = str(write_seen(path, image))
     first, second = sorted(enumerate(classify(net, image)), key=lambda item: -item[1])[:2]
     if first[1] < THRESHOLD:
@@ -100,8 +98,10 @@ def predict(net: FinalNet, path: Path, show: bool = False) -> dict[str, Any]:
 
 
 def shown(path: str | Path) -> str:
-    """A path as it can be printed on one line: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    """A path as it can be printed on one line: what is not printable there is escaped."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def line_of(entry: dict[str, Any]) -> str:
@@ -111,32 +111,6 @@ def line_of(entry: dict[str, Any]) -> str:
     return line + (f", saw {shown(entry['seen'])}" if "seen" in entry else "")
 
 
-class Output:
-    """Standard output that may close, as after `| head`: the rest is then classified and not printed.
-
-    `code` is the exit code: 2 once something could not be printed, else 0.
-    """
-
-    def __init__(self, parser: OneLineParser) -> None:
-        self.parser, self.code = parser, 0
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a file name may not fit the terminal's encoding
-
-    def print(self, text: str) -> None:
-        """Print a line; the first one that fails is told on standard error."""
-        if self.code:
-            return
-        try:
-            if sys.stdout is None:
-                raise OSError("it is closed")
-            print(text, flush=True)
-        except OSError as error:
-            self.code = self.parser.failed(OSError(f"nothing more can be printed ({error.strerror or error})"))
-            if sys.stdout is not None:  # what is left in its buffer would fail again at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Classify each image; returns the exit code."""
     parser = OneLineParser("predict.py", __doc__)
@@ -144,24 +118,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object per image")
     parser.add_argument("--show", action="store_true", help="write the net's input beside the image: NAME-seen.png")
     options = parser.parse_args(arguments)
+    entries, code = [], 0
     try:
         net = load_net()
+        for path in options.images:
+            try:
+                entries.append(predict(net, path, options.show))
+            except Exception as error:  # one bad picture must not cost the others, whatever a library raises
+                reason = str(error) or type(error).__name__
+                entries.append({"image": str(path), "error": reason})
+                code = parser.failed(OSError(f"{shown(path)}: {reason}"))
+            else:
+                if not options.json:
+                    print(line_of(entries[-1]), flush=True)
+        if options.json:
+            print(json.dumps(entries, indent=1), flush=True)
+    except BrokenPipeError:  # as after `| head`; what is left in the buffer would fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except (OSError, ValueError) as error:
         return parser.failed(error)
-    output, entries, code = Output(parser), [], 0
-    for path in options.images:
-        try:
-            entries.append(predict(net, path, options.show))
-        except Exception as error:  # one bad picture must not cost the others, whatever a library raises
-            reason = str(error) or type(error).__name__
-            entries.append({"image": str(path), "error": reason})
-            code = parser.failed(OSError(f"{shown(path)}: {reason}"))
-        else:
-            if not options.json:
-                output.print(line_of(entries[-1]))
-    if options.json:
-        output.print(json.dumps(entries, indent=1))
-    return code or output.code
+    return code
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ sys.meta_path.insert(0, Refuse())
 repository = sys.argv[1]
 net = torch.hub.load(repository, "tiny_mnist", source="local", seed=1)
 untrained = torch.hub.load(repository, "tiny_mnist", source="local", pretrained=False)
+assert untrained.training and not net.training
 file = io.BytesIO()
 torch.save([net, untrained], file)
 file.seek(0)
@@ -74,35 +75,29 @@ def test_the_net_is_all_that_is_listed():
     assert [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and name[0] != "_"] == ["tiny_mnist"]
 
 
-def test_every_published_net_classifies_as_its_record_says(mnist):
-    published = load_runs("steps", "step3")
-    assert [run["seed"] for run in published] == list(range(20))
-    for run in published:
-        net = hubconf.tiny_mnist(seed=run["seed"])
-        assert not net.training
-        correct = evaluate(net, mnist.test_images, mnist.test_labels)[1]
-        assert correct == pytest.approx(run["history"]["test_correct"][-1], abs=2)  # rounding
+def test_published_nets_classify_as_their_records_say(mnist):
+    nets = [hubconf.tiny_mnist(seed=run["seed"]) for run in load_runs("steps", "step3")]
+    assert [net.training for net in nets] == [False] * 20
+    for seed in (0, 7, 19):  # each takes more than a second
+        correct = evaluate(nets[seed], mnist.test_images, mnist.test_labels)[1]
+        expected = load_runs("steps", "step3")[seed]["history"]["test_correct"][-1]
+        assert correct == pytest.approx(expected, abs=2)  # rounding
 
 
-@pytest.mark.parametrize("seed", [-1, 20, 0.5, "0", None])
-def test_a_seed_that_is_not_published_is_named(seed):
-    with pytest.raises(ValueError, match=rf"seed {seed!r}: use 0 to 19$"):
-        hubconf.tiny_mnist(seed=seed)
+def test_the_docstring_says_what_the_usual_normalization_costs(mnist):
+    correct = [load_runs("steps", "step3")[0]["history"]["test_correct"][-1]]
+    for seed in (0, 17):
+        net = hubconf.tiny_mnist(seed=seed)
+        net.register_forward_pre_hook(lambda _, x: x[0] - 0.1307 / 0.3081)
+        correct.append(evaluate(net, mnist.test_images, mnist.test_labels)[1])
+    right, usual, worse = (f"{n / 100:.1f} %" for n in correct)
+    found = f"seed 0 reads {usual} of the test images right in place of {right}, and seed 17 only {worse}."
+    assert found in " ".join(hubconf.tiny_mnist.__doc__.split())
 
 
-def test_without_weights_it_is_as_before_training():
-    torch.manual_seed(7)
-    net = hubconf.tiny_mnist(pretrained=False)
-    torch.manual_seed(7)
-    expected = hubconf._model.FinalNet().state_dict()
-    assert net.training
-    assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize("content", [None, b"", b"not weights"])
-def test_weights_that_are_missing_or_damaged_are_named(tmp_path, monkeypatch, content):
+def test_a_seed_that_is_not_published_and_missing_weights_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"seed 20: use 0 to 19$"):
+        hubconf.tiny_mnist(seed=20)
     monkeypatch.setattr(hubconf, "_RESULTS", tmp_path)
-    if content is not None:
-        (tmp_path / "step3.pt").write_bytes(content)
     with pytest.raises(OSError, match=r"step3\.pt"):
         hubconf.tiny_mnist()

@@ -1,4 +1,4 @@
-"""predict.py: pictures of any kind are prepared like MNIST, and what is not a digit is rejected in one line."""
+"""predict.py: pictures and files of any kind are read, and what is not a digit is refused in one line."""
 
 import functools
 import io
@@ -6,8 +6,6 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from scipy import ndimage
 
 import predict
 import utils
@@ -23,7 +22,6 @@ from tinymnist.prepare import prepare
 from utils import normalize
 
 FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif-Bold", "STIXGeneral"]
-CASES = Path(__file__).parent / "pictures"
 
 
 def text(digits: str, font: str = "DejaVuSans", size: int = 80, ink="black", ground="white", mode="RGB") -> Image.Image:
@@ -34,108 +32,89 @@ def text(digits: str, font: str = "DejaVuSans", size: int = 80, ink="black", gro
     return image
 
 
-@pytest.fixture(scope="module")
-def read() -> Callable[[Image.Image], int]:
+def grey(values: np.ndarray) -> Image.Image:
+    """A picture of values from 0, black, to 1, white."""
+    return Image.fromarray((255 * values).round().astype(np.uint8))
+
+
+net = functools.cache(predict.load_net)
+
+
+def read(image: Image.Image) -> int:
     """The digit that the published net reads in a picture."""
-    net = predict.load_net()
-
-    def digit(image: Image.Image) -> int:
-        probabilities = predict.classify(net, prepare(image))
-        return probabilities.index(max(probabilities))
-
-    return digit
+    probabilities = predict.classify(net(), prepare(image))
+    return probabilities.index(max(probabilities))
 
 
-@pytest.mark.parametrize("size", [32, 60, 200])
+@pytest.mark.parametrize("size", [32, 110])
 @pytest.mark.parametrize("font", FONTS)
-def test_digits_of_several_fonts_and_sizes(read, font, size):
+def test_digits_of_several_fonts_and_sizes(font, size):
     predictions = [read(text(str(digit), font, size)) for digit in range(10)]
     assert sum(a == b for a, b in enumerate(predictions)) >= 9, predictions
 
 
 @pytest.mark.parametrize(
-    "options",
+    "colors",
     [
         {"ink": "white", "ground": "black"},
         {"ink": (200, 30, 30), "ground": (235, 235, 120)},
         {"ink": (120, 200, 255), "ground": (10, 40, 10)},
         {"ink": (150, 150, 150), "ground": (200, 200, 200)},
-        {"ink": 0, "ground": 255, "mode": "L"},
         {"ink": (0, 0, 0, 255), "ground": (0, 0, 0, 0), "mode": "RGBA"},
         {"ink": (255, 255, 255, 255), "ground": (255, 255, 255, 0), "mode": "RGBA"},
-        {"ink": (40, 90, 200, 255), "ground": (0, 0, 0, 0), "mode": "RGBA"},
     ],
 )
-def test_colour_and_background_do_not_matter(read, options):
-    assert [read(text(str(digit), **options)) for digit in range(10)] == list(range(10))
+def test_colour_and_background_do_not_matter(colors):
+    assert [read(text(str(digit), **colors)) for digit in range(10)] == list(range(10))
 
 
-def mnist_like(image: torch.Tensor, kind: str) -> Image.Image:
-    picture = Image.fromarray(image.numpy())
-    if kind == "inverted":
-        return ImageOps.invert(picture)
-    if kind == "shifted":
-        wide = Image.new("L", (90, 70))
+def test_images_of_mnist_stay_as_they_are_and_are_read_scaled_and_shifted(mnist):
+    right = 0
+    for image, label in zip(mnist.test_images[:60], mnist.test_labels[:60], strict=True):
+        picture, wide = Image.fromarray(image.numpy()), Image.new("L", (90, 70))
+        assert torch.equal(prepare(picture), image)
+        assert torch.equal(prepare(ImageOps.invert(picture)), image)
         wide.paste(picture, (50, 3))
-        return wide
-    return picture.resize((280, 280), Image.Resampling.BICUBIC) if kind == "scaled" else picture
-
-
-@pytest.mark.parametrize("kind", ["as it is", "scaled", "inverted", "shifted"])
-def test_images_of_mnist(read, mnist, kind):
-    count = 200 if kind in ("as it is", "inverted") else 50
-    predictions = torch.tensor([read(mnist_like(image, kind)) for image in mnist.test_images[:count]])
-    assert (predictions == mnist.test_labels[:count]).sum() >= 0.98 * count
+        right += read(wide) == label
+        right += read(picture.resize((280, 280), Image.Resampling.BICUBIC)) == label
+    assert right >= 118
 
 
 def test_size_and_centre_are_those_of_mnist():
     """The longer side fills 20 pixels, and the centre of mass is in the middle."""
     for digit in range(10):
-        seen = prepare(text(str(digit), size=150))
-        assert (seen.shape, seen.dtype) == ((28, 28), torch.uint8)
-        ink = seen.float()
+        ink = prepare(text(str(digit), size=150)).float()
         rows, columns = (ink.amax(axis) > 60 for axis in (1, 0))
         assert 19 <= max(rows.sum(), columns.sum()) <= 20
-        at = torch.arange(28) + 0.5
-        assert (ink.sum(1) @ at / ink.sum()).item() == pytest.approx(14, abs=0.6)
-        assert (ink.sum(0) @ at / ink.sum()).item() == pytest.approx(14, abs=0.6)
+        assert ndimage.center_of_mass(ink.numpy()) == pytest.approx((13.5, 13.5), abs=0.6)
 
 
-@pytest.mark.parametrize("digit", [1, 2, 4, 7])
-def test_a_blurred_digit_may_end_in_a_corner_of_the_picture(read, digit):
-    image = text(str(digit), "DejaVuSans-Bold", 100)
-    left, top, right, bottom = ImageOps.invert(image).getbbox()
-    cut = image.crop((left - 15, top - 8, right - 3, bottom - 3))
-    assert read(cut.filter(ImageFilter.GaussianBlur(4))) == digit
-
-
-def test_a_thick_blurred_stroke_is_no_filled_area(read):
-    image = Image.new("L", (160, 160), 255)
-    ImageDraw.Draw(image).rectangle([40, 0, 120, 160], fill=0)
-    assert read(image.filter(ImageFilter.GaussianBlur(8))) == 1
-
-
-def test_thin_strokes_are_widened(read):
-    image = Image.new("L", (300, 300), 255)
-    ImageDraw.Draw(image).line([(60, 40), (240, 40), (120, 260)], fill=0, width=2)
-    assert read(image) == 7
-    assert (prepare(image) > 128).sum() > 40
+def test_blurred_thin_and_broken_strokes_are_read():
+    for digit in (1, 2, 4, 7):  # one may end in a corner of the picture
+        image = text(str(digit), "DejaVuSans-Bold", 100)
+        left, top, right, bottom = ImageOps.invert(image).getbbox()
+        cut = image.crop((left - 15, top - 8, right - 3, bottom - 3))
+        assert read(cut.filter(ImageFilter.GaussianBlur(4))) == digit
+    thick = ImageOps.expand(Image.new("L", (80, 160)), (40, 0), fill=255).filter(ImageFilter.GaussianBlur(8))
+    assert read(thick) == 1  # no filled area
+    thin, broken = Image.new("L", (300, 300), 255), text("8", size=160)
+    ImageDraw.Draw(thin).line([(60, 40), (240, 40), (120, 260)], fill=0, width=2)
+    assert read(thin) == 7
+    assert (prepare(thin) > 128).sum() > 40
+    ImageDraw.Draw(broken).rectangle([0, 120, broken.width, 123], fill="white")
+    assert read(broken) == 8
 
 
 @pytest.mark.parametrize("name", ["shadow-7", "uneven-2", "lined-3", "graph-2", "table-8"])
-def test_photographs_of_paper_are_read(read, name):
-    assert read(open_picture(CASES / f"{name}.jpg")) == int(name[-1])
+def test_photographs_of_paper_are_read(name):
+    assert read(open_picture(Path(__file__).parent / "pictures" / f"{name}.jpg")) == int(name[-1])
 
 
-def grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray((255 * values).round().astype(np.uint8))
-
-
-@pytest.mark.parametrize("across", [True, False])
-def test_a_gradient_is_blank(across):
-    values = np.linspace(0.3, 1, 100)
-    with pytest.raises(PictureError, match="blank"):
-        prepare(grey(np.tile(values, (80, 1)) if across else np.outer(values, values)))
+def test_a_large_photograph_is_read_without_a_warning(monkeypatch, tmp_path, recwarn):
+    text("6", size=300).resize((4000, 3000)).save(tmp_path / "six.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8_000_000)  # Pillow warns of more, and refuses twice as many
+    assert read(open_picture(tmp_path / "six.jpg")) == 6
+    assert not recwarn
 
 
 def test_a_digit_in_any_light_is_prepared_as_in_even_light():
@@ -152,38 +131,9 @@ def test_ruled_lines_are_removed_from_under_the_digit():
     image = text("8", size=200)
     plain, draw = prepare(image), ImageDraw.Draw(image)
     for y in range(7, image.height, 40):
-        draw.line([(0, y), (image.width, y + 12)], fill=(120, 160, 230), width=2)
+        draw.line([(0, y), (image.width, y + 12)], fill=(20, 20, 60), width=3)
     draw.line([(30, 0), (22, image.height)], fill=(230, 120, 120), width=3)
     assert (prepare(image).float() - plain.float()).abs().mean() < 8
-
-
-def test_a_stroke_that_is_broken_stays_one_digit(read):
-    image = text("8", size=160)
-    ImageDraw.Draw(image).rectangle([0, 120, image.width, 123], fill="white")
-    assert read(image) == 8
-
-
-def test_images_of_mnist_stay_as_they_are(mnist):
-    for image in mnist.test_images[:300]:
-        assert torch.equal(prepare(mnist_like(image, "as it is")), image)
-        assert torch.equal(prepare(mnist_like(image, "inverted")), image)
-
-
-def test_a_large_photograph_takes_about_a_second(read):
-    image = text("6", size=300).resize((4000, 3000))
-    start = time.process_time()
-    assert read(image) == 6
-    assert time.process_time() - start < 2
-
-
-def blob() -> Image.Image:
-    image = Image.new("L", (90, 90), 255)
-    ImageDraw.Draw(image).rectangle([20, 20, 70, 70], fill=0)
-    return image
-
-
-def noise() -> Image.Image:
-    return Image.fromarray(torch.randint(0, 256, (64, 64), generator=torch.Generator().manual_seed(0)).byte().numpy())
 
 
 @pytest.mark.parametrize(
@@ -191,27 +141,75 @@ def noise() -> Image.Image:
     [
         (Image.new("RGB", (40, 40), "white"), "blank"),
         (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "blank"),
+        (grey(np.outer(np.linspace(0.3, 1, 100), np.linspace(0.3, 1, 100))), "blank"),
+        (grey(np.random.default_rng(0).random((64, 64))), "blank"),
         (Image.new("L", (1, 1), 255), "too few"),
         (Image.new("L", (3, 5000), 255), "too few"),
         (text("47"), "side by side"),
         (text("11"), "side by side"),
-        (text("1234"), "side by side"),
         (text("—"), "too wide"),
-        (blob(), "filled area"),
-        (noise(), "blank"),
+        (ImageOps.expand(Image.new("L", (80, 80)), 40, fill=255), "filled area"),
     ],
 )
-def test_what_is_not_one_digit_is_rejected(image, reason):
+def test_what_is_not_one_digit_is_refused(image, reason):
     with pytest.raises(PictureError, match=reason):
         prepare(image)
 
 
-def test_the_orientation_of_a_photograph_is_applied(read, tmp_path):
-    upright = text("7")
+SEVEN = text("7")
+SCALE = np.asarray(SEVEN.convert("L"), float) / 255  # from 0, ink, to 1, paper
+FILES = {
+    "1.png": SEVEN.convert("1"),
+    "palette.png": SEVEN.quantize(3),
+    "transparent.png": SEVEN.convert("LA"),
+    "16-bit.png": Image.fromarray((700 + 2_000 * SCALE).astype(np.uint16)),
+    "moves.gif": SEVEN,  # and then a blank picture
+    "cmyk.tiff": SEVEN.convert("CMYK"),
+    "32-bit.tiff": Image.fromarray((-5_000_000 * (1 - SCALE)).astype(np.int32)),
+    "float.tiff": Image.fromarray((0.2 + 0.5 * SCALE).astype(np.float32)),
+    "not-all-finite.tiff": Image.fromarray(np.where(SCALE < 1, 1, np.nan).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_any_mode_are_read(tmp_path, name):
+    more = {"save_all": True, "append_images": [Image.new("RGB", SEVEN.size, "white")]} if name == "moves.gif" else {}
+    FILES[name].save(tmp_path / name, **more)
+    assert read(open_picture(tmp_path / name)) == 7
+
+
+def test_the_orientation_of_a_photograph_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "seven.jpg", exif=exif, quality=95)
-    assert read(open_picture(tmp_path / "seven.jpg")) == 7
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        SEVEN.save(tmp_path / "seven.png", exif=exif)
+        with Image.open(tmp_path / "seven.png") as image:
+            assert open_picture(tmp_path / "seven.png").tobytes() == ImageOps.exif_transpose(image).tobytes()
+    damaged = (  # orientation 6, and an aperture of -1/0, which cannot be written again
+        b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x04\x92\n\0\x01\0\0\0&\0\0\0\0\0\0\0"
+        b"\xff\xff\xff\xff\0\0\0\0"
+    )
+    SEVEN.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "seven.png", exif=damaged)
+    assert open_picture(tmp_path / "seven.png").tobytes() == SEVEN.tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "cut short", "too many pixels"])
+def test_files_that_cannot_be_read_are_refused_in_one_line(monkeypatch, tmp_path, content):
+    SEVEN.save(tmp_path / "bad.png")
+    if content == "too many pixels":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    else:
+        whole = (tmp_path / "bad.png").read_bytes()
+        (tmp_path / "bad.png").write_bytes(whole[:-300] if content == "cut short" else content)
+    with pytest.raises(PictureError, match=r"^[^\n]*: use a PNG or JPEG file$"):
+        open_picture(tmp_path / "bad.png")
+
+
+def test_what_is_no_file_is_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
+    for path, reason in ((tmp_path / "pipe.png", "not a file"), (tmp_path, "not a file"), (tmp_path / "x", "no such")):
+        with pytest.raises(PictureError, match=reason):
+            open_picture(path)
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -219,131 +217,82 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_each_image_is_classified_and_each_error_is_one_line(capsys, tmp_path):
+def test_each_image_is_classified_and_each_error_is_one_line(capsys, monkeypatch, tmp_path):
     text("3").save(tmp_path / "three.png")
-    text("8", ink="white", ground="black").save(tmp_path / "eight.jpg")
     Image.new("L", (30, 30)).save(tmp_path / "blank.png")
-    (tmp_path / "notes.txt").write_text("not an image")
-    names = ["three.png", "blank.png", "notes.txt", "missing.png", ".", "eight.jpg"]
-    code, out, err = call(capsys, *(tmp_path / name for name in names))
-    assert code == 2
-    lines = out.splitlines()
-    assert lines[0].startswith(f"{tmp_path / 'three.png'}: 3 (")
-    assert lines[1].startswith(f"{tmp_path / 'eight.jpg'}: 8 (")
-    assert len(lines) == 2
-    errors = err.splitlines()
-    assert [line.split(": ")[1] for line in errors] == [str(tmp_path / name) for name in names[1:5]]
-    assert all(line.startswith("predict.py: ") for line in errors)
+    Image.new("L", (40, 40)).save(tmp_path / "strange.png")
+    text("8", ink="white", ground="black").save(tmp_path / "eight.jpg")
 
-
-def test_json(capsys, tmp_path):
-    text("5").save(tmp_path / "five.png")
-    code, out, _ = call(capsys, "--json", tmp_path / "five.png", tmp_path / "missing.png")
-    assert code == 2
-    five, missing = json.loads(out)
-    assert five["digit"] == 5
-    assert 0.5 < five["probability"] <= 1
-    assert five["runner_up"]["digit"] != 5
-    assert missing["error"] == "there is no such file: check the path"
-    code, out, err = call(capsys, "--json", tmp_path / "five.png")
-    assert (code, err, json.loads(out)) == (0, "", [five])
-
-
-def test_show_writes_the_input_of_the_net(capsys, tmp_path):
-    text("4").save(tmp_path / "four.png")
-    code, out, _ = call(capsys, "--show", tmp_path / "four.png")
-    assert code == 0
-    assert out.endswith(f"saw {tmp_path / 'four-seen.png'}\n")
-    with Image.open(tmp_path / "four-seen.png") as seen:
-        assert (seen.size, seen.mode) == ((28, 28), "L")
-        assert torch.equal(
-            torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8).view(28, 28), prepare(text("4"))
-        )
-
-
-def test_whatever_a_picture_raises_costs_one_line(capsys, monkeypatch, tmp_path):
-    for name in ("one", "two", "three"):
-        text("3").save(tmp_path / f"{name}.png")
-    errors = iter([MemoryError(), RuntimeError("first line\nsecond line")])
-
-    def fails(image):
-        for error in errors:
-            raise error
+    def fails(image):  # as a library may
+        if image.size == (40, 40):
+            raise RuntimeError("first line\nsecond line")
         return prepare(image)
 
     monkeypatch.setattr(predict, "prepare", fails)
-    names = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
+    names = [str(tmp_path / name) for name in ("three.png", "blank.png", "strange.png", "missing.png", "eight.jpg")]
     code, out, err = call(capsys, *names)
-    assert (code, out.count("\n"), out.startswith(f"{names[2]}: 3 (")) == (2, 1, True)
-    assert err.splitlines() == [f"predict.py: {names[0]}: MemoryError", f"predict.py: {names[1]}: first line"]
-    errors = iter([MemoryError(), RuntimeError("first line")])
+    assert code == 2
+    assert re.fullmatch(rf"{names[0]}: 3 \(\d+\.\d%\), then .*\n{names[4]}: 8 \(.*\n", out)
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [["predict.py", name] for name in names[1:4]]
+    assert f"{names[2]}: first line\n" in err
     code, out, _ = call(capsys, "--json", *names)
-    assert [entry.get("digit") for entry in json.loads(out)] == [None, None, 3]
+    entries = json.loads(out)
+    assert code == 2
+    assert [entry["image"] for entry in entries] == names
+    assert [entry.get("digit") for entry in entries] == [3, None, None, None, 8]
+    assert entries[3]["error"] == "there is no such file: check the path"
+    assert entries[0]["runner_up"]["digit"] != 3
+    assert 1 >= entries[0]["probability"] > 0.5 > entries[0]["runner_up"]["probability"]
+    assert call(capsys, "--json", names[0])[::2] == (0, "")
 
 
-def test_what_the_net_saw_overwrites_nothing_but_itself(read, capsys, tmp_path):
+def test_show_writes_the_input_of_the_net_and_overwrites_nothing_but_that(capsys, tmp_path):
     text("4").save(tmp_path / "a.png")
     text("7").save(tmp_path / "a.jpg")
     text("2").save(tmp_path / "b.png")
     (tmp_path / "b-seen.png").write_bytes(b"of the user")
     names = [tmp_path / name for name in ("a.png", "a.jpg", "b.png")]
+    seen = [tmp_path / name for name in ("a-seen.png", "a.jpg-seen.png", "b.png-seen.png")]
     for _ in range(2):  # the second time, each finds its own file
-        code, out, _ = call(capsys, "--json", "--show", *names)
-        seen = [entry["seen"] for entry in json.loads(out)]
+        code, out, _ = call(capsys, "--show", *names)
         assert code == 0
-        assert seen == [str(tmp_path / name) for name in ("a-seen.png", "a.jpg-seen.png", "b.png-seen.png")]
-        assert [read(open_picture(path)) for path in seen] == [4, 7, 2]
+        assert [line.split(", saw ")[1] for line in out.splitlines()] == [str(path) for path in seen]
+        for name, path in zip(names, seen, strict=True):
+            assert np.array_equal(np.asarray(Image.open(path)), prepare(open_picture(name)).numpy())
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = call(capsys, "--json", "--show", *seen)
+    assert [entry["digit"] for entry in json.loads(out)] == [4, 7, 2]
+    assert sorted(tmp_path.iterdir()) == before  # what the net saw gets no file of its own
     assert (tmp_path / "b-seen.png").read_bytes() == b"of the user"
-    (tmp_path / "b.png-seen.png").write_bytes(b"of the user too")
+    Image.new("L", (28, 28)).save(seen[2])
     code, out, err = call(capsys, "--show", names[2])
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "move it" in err
+    assert not np.asarray(Image.open(seen[2])).any()
 
 
-def test_a_name_that_cannot_be_printed_is_escaped(monkeypatch, tmp_path):
+def test_a_name_that_cannot_be_printed_is_escaped(capsys, monkeypatch, tmp_path):
     names = ["zwölf.png", os.fsdecode(b"\xff.png"), "two\nlines.png"]
     for name in names:
         text("3").save(tmp_path / name, format="PNG")
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", err)
-    missing = str(tmp_path / "no\nlines.png")
-    assert predict.main([*(str(tmp_path / name) for name in names), missing]) == 2
-    err.flush()
-    lines, errors = (stream.buffer.getvalue().decode("ascii").splitlines() for stream in (out, err))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert predict.main([str(tmp_path / name) for name in [*names, "no\nlines.png"]]) == 2
+    lines = sys.stdout.buffer.getvalue().decode("ascii").splitlines()
     starts = [line.removeprefix(f"{tmp_path}/").partition(":")[0] for line in lines]
     assert starts == ["zw\\xf6lf.png", "\\udcff.png", "two\\nlines.png"]
-    assert errors == [f"predict.py: {tmp_path}/no\\nlines.png: there is no such file: check the path"]
+    assert capsys.readouterr().err == f"predict.py: {tmp_path}/no\\nlines.png: there is no such file: check the path\n"
 
 
-@pytest.mark.parametrize("kind", ["head", "closed", "full"])
-def test_an_output_that_takes_nothing_is_one_line(capsys, monkeypatch, tmp_path, kind):
-    for name in ("one", "two"):
-        text("3").save(tmp_path / f"{name}.png")
-    if kind == "closed":
-        monkeypatch.setattr(sys, "stdout", None)
-    elif kind == "full":
-        monkeypatch.setattr(sys, "stdout", os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"))
-    else:
-        reader, writer = os.pipe()
-        os.close(reader)
-        monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
-    code = predict.main(["--show", str(tmp_path / "one.png"), str(tmp_path / "two.png")])
-    assert code == 2
-    if sys.stdout is not None:
-        sys.stdout.close()  # fails if something is left in its buffer
-    monkeypatch.undo()
-    assert capsys.readouterr().err.count("\n") == 1
-    assert {path.name for path in tmp_path.glob("*-seen.png")} == {"one-seen.png", "two-seen.png"}
+def test_an_output_that_closes_as_after_head_is_no_traceback(monkeypatch, tmp_path):
+    text("3").save(tmp_path / "three.png")
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    assert predict.main([str(tmp_path / "three.png")]) == 2
+    sys.stdout.close()  # fails if something is left in its buffer
 
 
-def test_no_image_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as stop:
-        predict.main([])
-    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"not weights"])
+@pytest.mark.parametrize("content", [None, b"not weights"])
 def test_missing_and_damaged_weights_are_one_line(capsys, monkeypatch, tmp_path, content):
     monkeypatch.setattr(predict, "RESULTS", tmp_path)
     if content is not None:
