@@ -1,6 +1,6 @@
 """The three nets, one per step, and the three steps: a net, its recipe and its target.
 
-All three nets have the same layers; each step is the smallest change to the one before. A net takes float32
+The nets share convolutions, pooling and head; each step adds one idea to the one before. A net takes float32
 (N, 1, 28, 28) as `normalize` returns it, and gives logits (N, classes).
 
 layer   output         weights                 Step 1: biases   Steps 2 and 3: BatchNorm
@@ -64,7 +64,7 @@ class SetupNet(nn.Module):
 class RegularizedNet(nn.Module):
     """Step 2: BatchNorm in place of the biases of the convolutions: 7,866 parameters.
 
-    Pooling comes before it, so that BatchNorm and ReLU work on a quarter of the values.
+    Pooling comes before BatchNorm, so that BatchNorm and ReLU work on a quarter of the values.
     """
 
     def __init__(self) -> None:

@@ -20,6 +20,7 @@ from utils import (
     describe_changes,
     load_runs,
     log_line,
+    moving_average,
     receptive_field,
     receptive_field_table,
     run_summary,
@@ -36,7 +37,11 @@ SECTIONS = [
     "Receptive field",
     "Target, result, analysis",
 ]
-SHOWN = {1: [SetupNet.forward, train_epoch, Batches], 2: [RegularizedNet.classify], 3: [FinalNet.forward]}
+SHOWN = {
+    1: [SetupNet.forward, train_epoch, Batches],
+    2: [RegularizedNet.classify],
+    3: [FinalNet.forward, moving_average],
+}
 ONE_EPOCH = """
 import dataclasses
 import model
