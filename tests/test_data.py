@@ -89,7 +89,9 @@ def test_missing_files_are_downloaded_and_packed_ones_put_there_by_hand_will_do(
     assert {name: (raw / name).read_bytes() for name in data.MNIST_MD5} == originals
 
 
-@pytest.mark.parametrize("fault", [None, b"<html>\nPlease log in to this network\n</html>", gzip.compress(b"another", mtime=0)])
+@pytest.mark.parametrize(
+    "fault", [None, b"<html>\nPlease log in to this network\n</html>", gzip.compress(b"another", mtime=0)]
+)
 def test_a_failed_download_is_one_line_that_says_what_to_do_and_the_next_call_goes_on(tmp_path, mirror, fault):
     new, file = tmp_path / "new", mirror / "t10k-labels-idx1-ubyte.gz"
     right = file.read_bytes()
