@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -72,7 +72,10 @@ def show_summary(number: int) -> None:
     from torchsummary import summary
 
     net = STEPS[number].net()
-    summary(net, (1, 28, 28), device="cpu")
+    try:
+        summary(net, (1, 28, 28), device="cpu")
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"torchsummary cannot show this net: {error}") from error
     print(f"\nReceptive field, in pixels of the 28x28 image:\n\n{receptive_field_table(receptive_field(net))}")
 
 
@@ -111,22 +114,32 @@ class Plan(NamedTuple):
         """Where the record of a seed goes; its weights have the suffix .pt."""
         return self.out / f"step{self.step}" / f"seed_{seed}.json"
 
-    def finished(self, seed: int) -> Run | None:
-        """The run of a seed that is already there; None if there is none, or if it is damaged (a message says so).
+    def read(self, seed: int) -> Any:
+        """What the record of a seed says, whole or not; None if there is none, or if it is no JSON.
 
         Raises:
             ValueError: a run of another kind is there; the message says in what they differ.
             OSError: the record cannot be read.
         """
-        path, expected = self.path(seed), self.labels | definition(self.net, self.recipe, seed, self.split)
-        if not path.exists():
-            return None
+        path = self.path(seed)
         try:
             run = json.loads(path.read_bytes())
-        except ValueError:  # cut short
-            run = None
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        expected = self.labels | definition(self.net, self.recipe, seed, self.split)
         if isinstance(run, dict) and (different := differences(run, expected)):
             raise ValueError(f"{path} holds another run ({'; '.join(different)}): use another --out, or delete it")
+        return run
+
+    def finished(self, seed: int) -> Run | None:
+        """The run of a seed that is already there; None if there is none, or if it is damaged (a message says so).
+
+        Raises:
+            ValueError, OSError: as for `read`.
+        """
+        path, run = self.path(seed), self.read(seed)
+        if not path.exists():
+            return None
         try:
             read_weights(path.with_suffix(".pt"))
             return check_record(run)
@@ -140,6 +153,7 @@ class Plan(NamedTuple):
         run, state = train_run(
             self.net, self.recipe, digits, seed, self.split, self.device, progress=progress, graph=self.graph
         )
+        self.read(seed)  # a run of another kind that another call has written meanwhile stays
         write_weights(self.path(seed).with_suffix(".pt"), state)
         write_json(self.path(seed), run := self.labels | run)
         return run

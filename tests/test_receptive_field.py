@@ -239,6 +239,26 @@ def state(net):
     return modules, [(name, t.tolist()) for name, t in net.state_dict().items()], torch.get_rng_state().tolist()
 
 
+class Optional(nn.Module):
+    """Leaves its wide layer out if it is given a state."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.asks, self.narrow, self.wide = asks, nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 9)
+
+    def forward(self, x, state=None):
+        x = self.narrow(x)
+        return self.wide(x) if self.asks(x, state) else x
+
+
+def test_optional_arguments_have_their_defaults_and_what_tells_a_trace_from_a_tensor_is_refused():
+    assert receptive_field(Optional(lambda x, state: state is None))[-1].receptive_field == 11
+    assert receptive_field(Optional(lambda x, state: state is not None))[-1].receptive_field == 3
+    assert receptive_field(Optional(lambda x, state: torch.is_grad_enabled()))[-1].receptive_field == 3
+    with pytest.raises(ValueError, match="Optional: it cannot be traced: the trace computes something else"):
+        receptive_field(Optional(lambda x, state: isinstance(x, torch.Tensor)))
+
+
 @pytest.mark.parametrize("last", [F.dropout, torch.sort])
 def test_the_net_is_left_as_it_was(last):
     net = nn.Sequential(STEPS[2].net(), nn.Dropout(), Apply(lambda x: last(x.unflatten(1, (2, 5))[0]))).train()

@@ -21,7 +21,7 @@ TINY = Recipe(epochs=1, batch_size=128)
 
 
 def record(seed: int = 0, **values) -> dict:
-    history = {"test_correct": [9, 10], "test_total": [10, 10]}
+    history = {name: [9, 10] for name in runs.HISTORY} | {"test_total": [10, 10]}
     facts = {"group": "g", "variant": "v", "seed": seed, "recipe": {"epochs": 2}, "history": history}
     return facts | {"train_accuracy": 99.0, "device": "cpu", "date": "2026-01-01"} | values
 
@@ -77,6 +77,12 @@ def test_what_is_not_the_same_definition_is_named(drawn):
     assert differences(first | {"recipe": None}, first)[0] == "recipe epochs None, not 1"
 
 
+def test_losses_with_other_weights_of_classes_are_other_losses():
+    losses = [torch.nn.CrossEntropyLoss(weight=torch.arange(1.0, n)) for n in (11, 11, 12)]
+    names = [definition(FinalNet, TINY, 0, "test", loss=loss)["loss"] for loss in losses]
+    assert names[0] == names[1] != names[2]
+
+
 def test_each_run_is_a_line_and_replaces_an_earlier_one_of_its_variant_and_seed(tmp_path, monkeypatch):
     path = tmp_path / "g.jsonl"
     assert read_runs(path) == []
@@ -109,7 +115,9 @@ def test_another_damaged_line_is_refused_by_name(tmp_path, line):
         read_runs(path)
 
 
-@pytest.mark.parametrize("change", [{"seed": "0"}, {"recipe": "x"}, {"recipe": {"epochs": 15}}, {"history": {}}, {}])
+@pytest.mark.parametrize(
+    "change", [{"seed": "0"}, {"recipe": "x"}, {"recipe": {"epochs": 15}}, {"train_accuracy": "x"}, {"history": {}}, {}]
+)
 def test_a_record_that_is_not_whole_or_is_there_twice_is_refused_by_name(tmp_path, change):
     records = [record(1), record(1) | change]
     (tmp_path / "g.jsonl").write_text("".join(json.dumps(run) + "\n" for run in records))

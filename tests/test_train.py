@@ -90,19 +90,34 @@ def test_a_finished_run_is_kept_and_another_never_takes_its_place(
     assert contents(tmp_path / "step1") == before
 
 
+def test_a_run_that_another_call_has_written_meanwhile_stays(capsys, tmp_path, monkeypatch):
+    def also_another_call(*arguments, **options):
+        monkeypatch.setattr(train, "train_run", utils.train_run)
+        assert train.main(["--step", "1", "--epochs", "1", "--out", str(tmp_path)]) == 0
+        return utils.train_run(*arguments, **options)
+
+    monkeypatch.setattr(train, "train_run", also_another_call)
+    code, _, err = call(capsys, "--step", 1, "--epochs", 2, "--out", tmp_path)
+    assert (code, "recipe epochs 1, not 2" in err.splitlines()[-1]) == (2, True)
+    assert json.loads((tmp_path / "step1" / "seed_0.json").read_text())["recipe"]["epochs"] == 1
+
+
 def test_what_is_missing_or_damaged_is_trained_again(capsys, tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr(train, "in_processes", in_this_process)
-    arguments = ["--step", 1, "--seeds", 5, "--epochs", 1, "--out", tmp_path]
+    arguments = ["--step", 1, "--seeds", 6, "--epochs", 1, "--out", tmp_path]
     call(capsys, *arguments)
     before, folder = contents(tmp_path / "step1"), tmp_path / "step1"
     (folder / "seed_0.json").unlink()
-    (folder / "seed_1.json").write_text('{"seed": 1, "hist')
+    run = json.loads(before["seed_1.json"])
+    del run["history"]["seconds"]
+    (folder / "seed_1.json").write_text(json.dumps(run))
+    (folder / "seed_4.json").write_text('{"seed": 4, "hist')
     (folder / "seed_2.pt").write_bytes(before["seed_2.pt"][:1000])
     (folder / "seed_3.pt").unlink()
     _, out, err = call(capsys, *arguments)
-    assert (out.count("kept: "), out.count("written: ")) == (1, 4)
-    assert re.findall(r"damaged: seed (\d) is trained again\n", err) == ["1", "2", "3"]
-    assert all(zipfile.is_zipfile(folder / f"seed_{seed}.pt") for seed in range(5))
+    assert (out.count("kept: "), out.count("written: ")) == (1, 5)
+    assert re.findall(r"damaged: seed (\d) is trained again\n", err) == ["1", "2", "3", "4"]
+    assert all(zipfile.is_zipfile(folder / f"seed_{seed}.pt") for seed in range(6))
     assert sorted(contents(folder)) == sorted(before)
 
 

@@ -11,6 +11,7 @@ Any other operation is tried out: rows of what goes in become NaN, and what come
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
@@ -54,10 +55,10 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
 
     A linear layer or an average over the map has the map for a kernel. The numbers follow the rule to the end: what has
     a field larger than the image sees all of it. Where paths join, the larger field counts; of views that are stacked
-    in the batch, it is that of one.
+    in the batch, it is that of one, also behind the place where they meet again.
 
     Args:
-        model: takes float (N, channels, H, W). A copy of it runs, on the CPU; the net stays as it was.
+        model: takes float (N, channels, H, W). A copy of it runs, on the CPU, hooks included; the net stays as it was.
         input_size: height and width of the image in pixels, or the pair of them.
         channels: of the image.
 
@@ -68,13 +69,17 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     if min(*size, channels) < 1:
         raise ValueError(f"an image has at least 1 pixel and 1 channel, not {input_size} and {channels}")
-    try:
-        net = fx.symbolic_trace(copy.deepcopy(model).cpu().eval())
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__}: it cannot be traced: {_line(error)}") from error
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            plain = copy.deepcopy(model).cpu().eval()
+            others = [*inspect.signature(plain.forward).parameters.values()][1:]
+            net = fx.symbolic_trace(plain, {p.name: p.default for p in others if p.default is not p.empty})
+        except Exception as error:
+            raise ValueError(f"{type(model).__name__}: it cannot be traced: {_line(error)}") from error
         images = torch.rand(2, channels, *size, dtype=next(net.parameters(), torch.zeros(())).dtype)
         height, width = (_Follower(net, images, axis).rows for axis in (-2, -1))
+        if not _computes_the_same(net, plain, images):  # for example, it asks whether it is given a tensor
+            raise ValueError(f"{type(model).__name__}: it cannot be traced: the trace computes something else")
     pairs = [zip(*rows, strict=True) for rows in zip(height, width, strict=True)]
     rows: list[list[Any]] = [[h if h == w else (h, w) for h, w in pair] for pair in pairs]
     return [LayerField(*row) for is_layer, *row in rows if is_layer or row[1] != 1]
@@ -206,6 +211,18 @@ def _join(parts: Sequence[_Seen], views: bool) -> _Seen:
     apart = [(part.middles - widest.middles).abs().max() - (widest.field - part.field) / 2 for part in parts]
     _check(views or max(apart) <= 0, "it joins fields of which none covers the others")
     return most._replace(field=widest.field)
+
+
+def _computes_the_same(net: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    results = []
+    for module in (net, other):
+        torch.manual_seed(0)
+        results.append(module(images))
+    try:
+        torch.testing.assert_close(*results, equal_nan=True, rtol=1e-3, atol=1e-3)
+    except AssertionError:
+        return False
+    return True
 
 
 def _check(known: Any, reason: str = "its effect on the receptive field is not known") -> None:

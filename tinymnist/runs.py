@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import io
 import json
@@ -31,6 +32,7 @@ from tinymnist.recipe import Recipe, learning_rate
 from tinymnist.tables import History, Run, last_accuracies
 
 State = dict[str, Tensor]
+HISTORY = set("lr train_loss train_correct train_total test_loss test_correct test_total seconds".split())
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"
 
@@ -54,9 +56,14 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _settings_of(instance: Any) -> str:
-    """The class of an object, and those of its attributes that are numbers, words or None."""
+    """The class of an object, those of its attributes that are numbers, words or None, and checksums of its tensors."""
     plain = {name: value for name, value in vars(instance).items() if isinstance(value, int | float | str | NoneType)}
     words = [f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_")]
+    if isinstance(instance, nn.Module):  # as the weights of classes of a loss
+        tensors = {
+            name: hashlib.md5(tensor.numpy(force=True).tobytes()) for name, tensor in instance.state_dict().items()
+        }
+        words += [f"{name}=md5:{checksum.hexdigest()[:8]}" for name, checksum in tensors.items()]
     return f"{type(instance).__module__}.{type(instance).__qualname__}({', '.join(words)})"
 
 
@@ -215,6 +222,9 @@ def check_record(run: Any) -> Run:
             raise ValueError("not one entry for each epoch")
         if not (isinstance(run["seed"], int) and isinstance(run["variant"], str)):
             raise TypeError("the seed is no number or the variant no word")
+        values = [run["train_accuracy"], *run["history"]["seconds"]]
+        if not all(isinstance(value, int | float) for value in values) or not run["history"].keys() >= HISTORY:
+            raise TypeError("a figure is missing or no number")
         return run | {name: run[name] for name in ("group", "train_accuracy", "device", "date")}
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(repr(error)) from error
