@@ -86,7 +86,7 @@ def jobs_of(names: list[str], count: int | None = None) -> list[Job]:
 
     Args:
         names: GROUP or GROUP/VARIANT.
-        count: seeds of each variant, in place of the number that its group publishes.
+        count: seeds of each variant, in place of the number that is published.
 
     Raises:
         ValueError: there is no such group or variant.
@@ -97,8 +97,8 @@ def jobs_of(names: list[str], count: int | None = None) -> list[Job]:
         if group not in GROUPS or variant not in ("", *GROUPS[group].variants()):
             known = GROUPS[group].variants() if group in GROUPS else GROUPS
             raise ValueError(f"no {name!r}: choose from {', '.join(known)}")
-        seeds = range(count or GROUPS[group].seeds)
-        jobs += [Job(group, v, seed) for v in GROUPS[group].variants() if variant in ("", v) for seed in seeds]
+        chosen = {v: found for v, found in GROUPS[group].variants().items() if variant in ("", v)}
+        jobs += [Job(group, v, seed) for v, found in chosen.items() for seed in range(count or found.seeds)]
     return sorted(dict.fromkeys(jobs), key=lambda job: job.seed)
 
 

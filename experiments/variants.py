@@ -28,6 +28,7 @@ class Variant:
         openings: what replaces `rate`, `batches` or `loss` of `fit`.
         words: how the report names it.
         against: the step that the report compares it with, if any.
+        seeds: from how many it is trained, 0 to seeds - 1.
     """
 
     net: MakeNet
@@ -35,6 +36,7 @@ class Variant:
     openings: Mapping[str, Any] = field(default_factory=dict)
     words: str = ""
     against: str = ""
+    seeds: int = 6
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,11 @@ class Group:
 
     Attributes:
         variants: by name.
-        seeds: how many seeds each is trained from, 0 to seeds - 1.
         held_out: whether seed K is judged on the sixth K modulo 6 of the training images, or all on the test set.
         weights: of how many seeds of each variant the weights are published too.
     """
 
     variants: Callable[[], dict[str, Variant]]
-    seeds: int
     held_out: bool
     weights: Mapping[str, int] = field(default_factory=dict)
 
@@ -62,15 +62,15 @@ def varied(
     return Variant(net or step.net, replace(step.recipe, **changes), openings or {}, words, f"step{number}")
 
 
-def steps() -> dict[str, Variant]:
+def steps(seeds: int = 20) -> dict[str, Variant]:
     """The three steps as published."""
-    return {f"step{number}": Variant(step.net, step.recipe) for number, step in STEPS.items()}
+    return {f"step{number}": Variant(step.net, step.recipe, seeds=seeds) for number, step in STEPS.items()}
 
 
 def choices() -> dict[str, Variant]:
     """The steps on held-out images, and what was considered beside them: other constant rates, and other views."""
     grids = functools.partial(FinalNet, views=((0, 0), (0, 1), (1, 0), (1, 1)))
-    return steps() | {
+    return steps(seeds=24) | {
         "step1-rate-0.05": varied(1, "Step 1 at a rate of 0.05, not 0.02", max_lr=0.05),
         "step2-rate-0.05": varied(2, "Step 2 at a rate of 0.05, not 0.02", max_lr=0.05),
         "step2-rate-0.1": varied(2, "Step 2 at a rate of 0.1, not 0.02", max_lr=0.1),
@@ -89,7 +89,7 @@ def parts() -> dict[str, Variant]:
     part, one_view = functools.partial, ((0, 0),)
     moved: dict[str, Any] = {name: getattr(STEPS[2].recipe, name) for name in ("rotation", "translation", "scale")}
     still: dict[str, Any] = dict.fromkeys(moved, 0.0)
-    return {
+    found = {
         "2-alone-norm": varied(1, "Step 1 with BatchNorm", RegularizedNet),
         "2-alone-augmentation": varied(1, "Step 1 with augmentation", **moved),
         "2-dropout": varied(2, "Step 2 with dropout of 0.1 before the head", part(PartNet, one_view, dropout=0.1)),
@@ -113,6 +113,7 @@ def parts() -> dict[str, Variant]:
         "3-constant-peak": varied(3, "Step 3 at a constant rate of 0.2", schedule="constant"),
         "3-step-decay": varied(3, "Step 3 at a rate of 0.2, and of 0.02 from epoch 11 on", schedule="step"),
     }
+    return {name: replace(variant, seeds=12) for name, variant in found.items()}
 
 
 class Plateau:
@@ -179,12 +180,12 @@ def prior() -> dict[str, Variant]:
         net = functools.partial(prior_net, line, norm_last=name == "E")
         found[f"{name}-published"] = Variant(net, *published[name])
         found[f"{name}-ours"] = Variant(net, STEPS[3].recipe)
-    return found
+    return {name: replace(variant, seeds=3) for name, variant in found.items()}
 
 
 GROUPS = {
-    "choices": Group(choices, seeds=6, held_out=True),
-    "parts": Group(parts, seeds=12, held_out=True),
-    "steps": Group(steps, seeds=20, held_out=False, weights={"step1": 1, "step2": 1, "step3": 20}),
-    "prior": Group(prior, seeds=3, held_out=False),
+    "choices": Group(choices, held_out=True),
+    "parts": Group(parts, held_out=True),
+    "steps": Group(steps, held_out=False, weights={"step1": 1, "step2": 1, "step3": 20}),
+    "prior": Group(prior, held_out=False),
 }

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -13,7 +14,17 @@ from experiments import report
 from experiments.report import held_out_steps, runs_of, summary
 from model import STEPS
 from tinymnist import runs
-from tinymnist.tables import comparison_table, gap, interval, last_accuracies, lowest_of_last, mean_of_last, meets
+from tinymnist.data import SIXTHS
+from tinymnist.tables import (
+    comparison_table,
+    gap,
+    interval,
+    last_accuracies,
+    lowest_of_last,
+    mean_of_last,
+    meets,
+    pair_differences,
+)
 from utils import count_parameters
 
 
@@ -24,8 +35,8 @@ def readme(repository) -> str:
 
 def pairs(of, variant: str, base: str) -> tuple[str, str, str]:
     """Mean and interval of the differences between two variants on the same sixths, without signs."""
-    found = zip(runs_of("choices", variant), runs_of("choices", base), strict=True)
-    return tuple(re.findall(r"[\d.]+", interval([of(run) - of(other) for run, other in found])))
+    differences = pair_differences(runs_of("choices", variant), runs_of("choices", base), of)
+    return tuple(re.findall(r"[\d.]+", interval(differences)))
 
 
 def apart(found) -> str:
@@ -81,16 +92,22 @@ def test_runs_of_another_definition_and_some_seeds_alone_are_not_published(monke
 
 
 def test_runs_are_compared_with_those_of_the_same_seed():
-    def run(seed, correct, train):
+    def run(seed, split, correct, train):
         history = {"test_correct": [0, *correct], "test_total": [1000] * 6}
-        return {"seed": seed, "split": "test", "train_accuracy": train, "history": history}
+        return {"seed": seed, "split": split, "train_accuracy": train, "history": history}
 
-    base = [run(0, [900, 910, 920, 930, 940], 95.0), run(1, [900] * 5, 95.0)]
-    better = [run(0, [910, 920, 930, 940, 950], 97.0), run(1, [930] * 5, 95.0)]
-    row = comparison_table({"better": (better, base)}).splitlines()[-1]
+    base = [run(0, "a", [900, 910, 920, 930, 940], 95.0), run(1, "b", [900] * 5, 95.0)]
+    better = [run(0, "a", [910, 920, 930, 940, 950], 97.0), run(1, "b", [930] * 5, 95.0)]
     # The differences are 1 and 3 points: 2 ± 12.706 * 1; the gaps change by 1 and -3 points.
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells == ["better", "2", *["+2.00 (-10.71 to +14.71)"] * 2, "-1.00 (-26.41 to +24.41)"]
+    figures = [*["+2.00 (-10.71 to +14.71)"] * 2, "-1.00 (-26.41 to +24.41)"]
+    # A split counts once, with the mean over its seeds; on one split alone, each seed counts.
+    for own, others in (
+        (better, base),
+        ([*better, run(2, "b", [900] * 5, 95.0)], [*base, run(2, "b", [870] * 5, 95.0)]),
+        ([run | {"split": "a"} for run in better], [run | {"split": "a"} for run in base]),
+    ):
+        row = comparison_table({"better": (own, others)}).splitlines()[-1]
+        assert [cell.strip() for cell in row.split("|")[1:-1]] == ["better", str(len(own)), *figures]
     assert (mean_of_last(base[0]), lowest_of_last(base[0]), gap(base[0])) == pytest.approx((92, 90, 1))
     with pytest.raises(ValueError, match="better: these runs are not pairs"):
         comparison_table({"better": (better, base[::-1])})
@@ -114,16 +131,16 @@ def test_the_claim_is_that_of_twenty_runs(readme):
 
 def test_the_table_of_the_readme(readme):
     for number, found in held_out_steps().items():
-        step, row = STEPS[number], summary(number, found)
-        tested = summary(3, runs_of("steps", "step3"))[2] if number == 3 else ""  # the others have not been run yet
-        figures = " | ".join([f"{count_parameters(step.net()):,}", row[2], row[6], tested])
+        step, row, tested = STEPS[number], summary(number, found), summary(number, runs_of("steps", f"step{number}"))
+        figures = " | ".join([f"{count_parameters(step.net()):,}", tested[2], row[2], row[6]])
         assert re.search(rf"^\| \[{number} {step.theme}\].* \| {re.escape(figures)} \|$", readme, re.M), figures
-        assert len(found) == 6
+        assert [len(found), tested[1]] == [24, "20"]
 
 
 def test_the_numbers_of_the_steps(readme):
     steps = held_out_steps()
     one, two, three = (summary(number, steps[number]) for number in (1, 2, 3))
+    tested = [summary(number, runs_of("steps", f"step{number}")) for number in (1, 2, 3)]
     test = runs_of("steps", "step3")
     last = [last_accuracies(run)[-1] for run in test]
     error = 100 * math.sqrt(statistics.mean(last) / 100 * (1 - statistics.mean(last) / 100) / 10_000)
@@ -132,16 +149,19 @@ def test_the_numbers_of_the_steps(readme):
     risen, lowest = pairs(mean_of_last, "step3", "step2"), pairs(lowest_of_last, "step3", "step2")
     seconds = statistics.median(sum(run["history"]["seconds"]) for run in test)
     assert {(run["threads"], run["device"], run["hardware"]) for run in test} == {(1, "cpu", "AMD EPYC")}
+    holding = Counter(run["split"] for run in steps[3] if meets(run, STEPS[3].target))
+    by_sixth = sorted(holding[split] for split in SIXTHS)
     guessing = [run for run in runs_of("choices", "step1-rate-0.05") if mean_of_last(run) < 20]
     assert len(guessing) == 1
     assert all(loss > 2.29 for run in guessing for loss in run["history"]["train_loss"])
     for sentence in (
-        f"**Result.** {one[2].split()[0]} on held-out images.",
+        f"**Result.** {tested[0][2]} on the test set, {one[2].split()[0]} on held-out images.",
         f"the images that it was trained on {one[6]} points better than others",
         f"a run's last five epochs lie {apart(steps[1])} points apart",
         f"{STEPS[2].target:.2f} in each of the last five epochs, and a gap of at most {STEPS[2].gap:.2f}",
         f"Step 1 leaves a gap of {one[6]} points",
-        f"**Result.** {two[2].split()[0]} on held-out images, and a gap of {two[6]}.",
+        f"**Result.** {tested[1][2]} on the test set, {two[2].split()[0]} on held-out images, with a gap of {two[6]}; "
+        f"{two[7]} runs hold the target there.",
         f"the mean of the last five epochs rises by {mean} (95 % interval {low} to {high}) points",
         f"the gap shrinks by {narrowed[0]} ({narrowed[2]} to {narrowed[1]})",
         f"the last five epochs still lie {apart(steps[2])} points apart",
@@ -150,7 +170,8 @@ def test_the_numbers_of_the_steps(readme):
         f"over 10,000 other images the standard error {error:.2f}.",
         f"**Result.** {statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} on the test set",
         f"the lowest of all last five epochs is {min(map(lowest_of_last, test)):.2f}",
-        f"On held-out images {three[2].split()[0]}, and {three[7]} runs hold 99.40 there.",
+        f"On held-out images {three[2].split()[0]}, and {three[7]} runs hold 99.40 there: "
+        f"{sum(by_sixth[2:])} of 16 on four of the sixths, {sum(by_sixth[:2])} of 8 on the other two.",
         f"the mean of the last five epochs rises by {risen[0]} ({risen[1]} to {risen[2]}) points",
         f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); they lie {apart(steps[3])} points apart",
         f"The twenty published runs took {seconds:.0f} s each (median, on one thread of an AMD EPYC",

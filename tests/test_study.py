@@ -86,8 +86,8 @@ def test_rates_of_prior_solutions():
 def small(tmp_path, monkeypatch, drawn, in_this_process):
     """A study of one small group in a folder of its own, trained in this process; returns what it has begun."""
     recipe = Recipe(epochs=1, batch_size=64)
-    variants = {"a": Variant(SetupNet, recipe), "b": Variant(SetupNet, replace(recipe, max_lr=0.01))}
-    groups = {"tiny": Group(lambda: variants, seeds=2, held_out=True, weights={"b": 1})}
+    variants = {"a": Variant(SetupNet, recipe, seeds=2), "b": Variant(SetupNet, replace(recipe, max_lr=0.01), seeds=2)}
+    groups = {"tiny": Group(lambda: variants, held_out=True, weights={"b": 1})}
     monkeypatch.setattr(study, "GROUPS", groups)
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "in_processes", in_this_process)
@@ -112,7 +112,7 @@ def test_each_run_is_made_once_and_added_when_it_is_finished(small, tmp_path, ca
 
 def test_a_run_of_another_definition_is_named_and_made_again(small, tmp_path, capsys):
     study.main(["tiny"])
-    small.variants["a"] = Variant(SetupNet, replace(small.recipe, max_lr=0.02))
+    small.variants["a"] = Variant(SetupNet, replace(small.recipe, max_lr=0.02), seeds=2)
     del small.jobs[:]
     assert study.main(["tiny"]) == 0
     assert small.jobs == [("tiny", "a", 0), ("tiny", "a", 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 History = dict[str, list[Any]]  # one entry per epoch
@@ -96,8 +96,22 @@ def interval(differences: Sequence[float]) -> str:
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
+def pair_differences(runs: Sequence[Run], others: Sequence[Run], of: Callable[[Run], float]) -> list[float]:
+    """Differences of a figure between pairs of runs: the mean of each split; of one split alone, that of each seed."""
+    by_split: dict[str, list[float]] = {}
+    for run, other in zip(runs, others, strict=True):
+        by_split.setdefault(run["split"], []).append(of(run) - of(other))
+    if len(by_split) == 1:
+        [by_seed] = by_split.values()
+        return by_seed
+    return [statistics.mean(values) for values in by_split.values()]
+
+
 def comparison_table(compared: Mapping[str, tuple[Sequence[Run], Sequence[Run]]]) -> str:
     """Runs against others of the same seeds and splits, as a Markdown table: differences in points, 95 % intervals.
+
+    The differences are averaged over the seeds of a split, and the interval is over the splits, so that it covers other
+    images too; over the seeds, if there is one split alone.
 
     Args:
         compared: by what is to stand in the first column, the runs and those that they are compared with.
@@ -109,9 +123,6 @@ def comparison_table(compared: Mapping[str, tuple[Sequence[Run], Sequence[Run]]]
     for name, (runs, others) in compared.items():
         if [(run["seed"], run["split"]) for run in runs] != [(run["seed"], run["split"]) for run in others]:
             raise ValueError(f"{name}: these runs are not pairs of the same seeds and splits")
-        pairs = list(zip(runs, others, strict=True))
-        figures = [
-            interval([of(run) - of(other) for run, other in pairs]) for of in (mean_of_last, lowest_of_last, gap)
-        ]
-        rows.append([name, str(len(pairs)), *figures])
+        figures = [interval(pair_differences(runs, others, of)) for of in (mean_of_last, lowest_of_last, gap)]
+        rows.append([name, str(len(runs)), *figures])
     return aligned(rows)
