@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,15 @@ from model import STEPS
 from tinymnist.cli import OneLineParser, whole_number
 from tinymnist.data import SIXTHS
 from tinymnist.parallel import in_processes, processes_at_once
-from tinymnist.runs import check_record, definition, differences, read_weights, write_json, write_weights
+from tinymnist.runs import (
+    check_record,
+    check_writable,
+    definition,
+    differences,
+    read_weights,
+    write_json,
+    write_weights,
+)
 from tinymnist.tables import gap, last_accuracies, meets
 from utils import (
     DataError,
@@ -161,10 +168,8 @@ class Plan(NamedTuple):
 
 def train_missing(plan: Plan, seeds: list[int], options: argparse.Namespace) -> Iterator[Run]:
     """Train the seeds; yields each run as soon as it is written."""
-    load_mnist(options.data)  # what is wrong is told now, not after the training
-    plan.path(0).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=plan.path(0).parent):
-        pass
+    load_mnist(plan.data)  # what is missing is told now, not after the training
+    check_writable(plan.path(0).parent)
     parameters = count_parameters(plan.net())
     print(f"step {plan.step} ({STEPS[plan.step].theme}): {parameters:,} parameters, on {plan.device}", flush=True)
     if options.seeds:

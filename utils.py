@@ -25,7 +25,18 @@ from tinymnist.devices import deterministic_cudnn, pick_device
 from tinymnist.figures import plot_augmentation, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate
-from tinymnist.runs import Run, State, commit, count_parameters, definition, load_runs, load_weights, outcome, state_of
+from tinymnist.runs import (
+    HISTORY,
+    Run,
+    State,
+    commit,
+    count_parameters,
+    definition,
+    load_runs,
+    load_weights,
+    outcome,
+    state_of,
+)
 from tinymnist.tables import History, accuracies, comparison_table, last_accuracies, log_line, meets, run_summary
 
 
@@ -184,8 +195,7 @@ def fit(
     # A step has the rate of its middle.
     scheduler = LambdaLR(optimizer, lambda step: float(rate(recipe, min((step + 0.5) / steps, 1.0))))
     average = moving_average(model, recipe.average) if recipe.average else None
-    names = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
-    history: History = {name: [] for name in names}
+    history: History = {name: [] for name in HISTORY}
     with deterministic_cudnn(), torch.cuda.device(device if graph else -1):  # -1 changes nothing
         trained = capture(model, loader, train_images[: recipe.batch_size]) if graph else model
         for epoch in range(recipe.epochs):
@@ -196,7 +206,7 @@ def fit(
             trained_on = train_epoch(trained, shown, optimizer, scheduler, average, loss)
             tested_on = evaluate(average.module if average else model, test_images, test_labels)
             values = [scheduler.get_last_lr()[0], *trained_on, *tested_on, time.perf_counter() - start]
-            for name, value in zip(names, values, strict=True):
+            for name, value in zip(HISTORY, values, strict=True):
                 history[name].append(value)
             if progress:
                 tqdm.write(log_line(history))

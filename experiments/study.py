@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import tempfile
 from collections.abc import Container, Mapping
 from typing import NamedTuple
 
@@ -164,8 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
                     print(line, flush=True)
             missing = [job for job in jobs if not is_done(job, done)]
             json.dumps([definition_of(job) for job in missing], allow_nan=False)  # what fails now is not trained first
-            with tempfile.TemporaryFile(dir=runs.RESULTS):
-                pass
+            runs.check_writable(runs.RESULTS)
             made = in_processes(functools.partial(train_job, device=str(device)), missing, processes_at_once(device))
             for run, state in tqdm(made, total=len(missing), unit="run", smoothing=0):
                 keep(run, state)

@@ -54,16 +54,14 @@ class Group:
     weights: Mapping[str, int] = field(default_factory=dict)
 
 
-def varied(
-    number: int, words: str, net: MakeNet | None = None, openings: Mapping[str, Any] | None = None, **changes: Any
-) -> Variant:
-    """A step with another net, with openings, or with changes to its recipe, to be compared with the step itself."""
+def varied(number: int, words: str, net: MakeNet | None = None, **changes: Any) -> Variant:
+    """A step with another net, or with changes to its recipe, to be compared with the step itself."""
     step = STEPS[number]
-    return Variant(net or step.net, replace(step.recipe, **changes), openings or {}, words, f"step{number}")
+    return Variant(net or step.net, replace(step.recipe, **changes), words=words, against=f"step{number}")
 
 
 def steps(seeds: int = 20) -> dict[str, Variant]:
-    """The three steps as published."""
+    """The steps themselves, each from that many seeds."""
     return {f"step{number}": Variant(step.net, step.recipe, seeds=seeds) for number, step in STEPS.items()}
 
 

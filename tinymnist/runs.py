@@ -32,7 +32,7 @@ from tinymnist.recipe import Recipe, learning_rate
 from tinymnist.tables import History, Run, last_accuracies
 
 State = dict[str, Tensor]
-HISTORY = set("lr train_loss train_correct train_total test_loss test_correct test_total seconds".split())
+HISTORY = "lr train_loss train_correct train_total test_loss test_correct test_total seconds".split()
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"
 
@@ -156,6 +156,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError now, not after the training, if no file can be made in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
@@ -223,9 +230,11 @@ def check_record(run: Any) -> Run:
         if not (isinstance(run["seed"], int) and isinstance(run["variant"], str)):
             raise TypeError("the seed is no number or the variant no word")
         values = [run["train_accuracy"], *run["history"]["seconds"]]
-        if not all(isinstance(value, int | float) for value in values) or not run["history"].keys() >= HISTORY:
+        if not all(isinstance(value, int | float) for value in values) or not run["history"].keys() >= {*HISTORY}:
             raise TypeError("a figure is missing or no number")
-        return run | {name: run[name] for name in ("group", "train_accuracy", "device", "date")}
+        if missing := {"group", "device", "date"} - run.keys():
+            raise LookupError(f"without {', '.join(sorted(missing))}")
+        return run
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(repr(error)) from error
 

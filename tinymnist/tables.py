@@ -37,7 +37,7 @@ def log_line(history: History, epoch: int = -1) -> str:
     """One epoch of a history, by default the last one, as one aligned line."""
     now = {name: values[epoch] for name, values in history.items()}
     return (
-        f"epoch {len(history['lr']) if epoch < 0 else epoch + 1:2d}  lr {now['lr']:.4f}  "
+        f"epoch {epoch % len(history['lr']) + 1:2d}  lr {now['lr']:.4f}  "
         f"train loss {now['train_loss']:.4f}  {accuracies(history, 'train')[epoch]:.2f} %  "
         f"test loss {now['test_loss']:.4f}  {accuracies(history)[epoch]:.2f} %  {now['seconds']:.1f} s"
     )
