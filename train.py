@@ -191,7 +191,7 @@ def judge(run: Run, number: int) -> bool | None:
         the test set.
     """
     step, last, history = STEPS[number], last_accuracies(run), run["history"]
-    span = f"{min(last):.2f} % to {max(last):.2f} %"
+    span = f"{min(last):.2f} % to {max(last):.2f} %" if len(last) > 1 else f"{last[0]:.2f} %"
     epochs = f"last {len(last)} epochs" if len(last) > 1 else "last epoch"
     text = f"seed {run['seed']}: accuracy, {epochs}: {span}, after {sum(history['seconds']):.0f} s"
     if None in history["train_loss"] + history["test_loss"]:

@@ -203,7 +203,7 @@ def learning_curves() -> Figure:
 
 
 def misclassified() -> Figure:
-    """The test images that most nets of Step 3 get wrong: label, most frequent wrong answer, how many nets give it."""
+    """The test images that most nets of Step 3 get wrong: label, most frequent wrong answer, how many are wrong."""
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     images = [entry for entry in errors["images"] if "pixels" in entry]
     pixels = [np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(28, 28) for entry in images]
@@ -211,7 +211,7 @@ def misclassified() -> Figure:
     for entry in images:
         wrong = [0 if digit == entry["label"] else votes for digit, votes in enumerate(entry["votes"])]
         said = int(np.argmax(wrong))
-        titles.append(f"{entry['label']} → {said}\n{entry['votes'][said]} of {errors['models']}")
+        titles.append(f"{entry['label']} → {said}\n{sum(wrong)} of {errors['models']}")
     return plot_digits(torch.tensor(np.stack(pixels)), titles, columns=8)
 
 

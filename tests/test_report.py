@@ -186,7 +186,8 @@ def test_the_numbers_of_the_steps(readme):
         "from none to all of the four on a sixth.",
         "The gap on held-out images cannot be told from Step 2's.",
         f"the mean of the last five epochs rises by {risen[0]} ({risen[1]} to {risen[2]}) points",
-        f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); they lie {apart(steps[3])} points apart",
+        f"the lowest of them by {lowest[0]} ({lowest[1]} to {lowest[2]}); "
+        f"the last five lie {apart(steps[3])} points apart",
         f"The twenty published runs took {seconds:.0f} s each (median, on one thread of an AMD EPYC",
         f"At a rate of 0.05, one run of six never learnt; at 0.02, which was kept, none of {len(learnt)}.",
     ):
