@@ -22,7 +22,7 @@ data: .venv/training ## fetch MNIST if it is not there yet, and check it
 	$(BIN)/python -c "import utils; utils.load_mnist()"
 
 study: .venv/training ## train what is missing of the runs that the report shows; finished ones are kept
-	$(BIN)/python -m experiments.study choices steps
+	$(BIN)/python -m experiments.study choices parts steps prior
 
 report: .venv/installed ## write results/README.md and the pictures from the records
 	$(BIN)/python -m experiments.report

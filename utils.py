@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from tinymnist.augmentation import Batches, affine, augment, normalize
 from tinymnist.cuda_graph import capture
 from tinymnist.data import DataError, Digits, check_forms, load_mnist, validation_split
 from tinymnist.devices import deterministic_cudnn, pick_device
-from tinymnist.figures import plot_augmentation, plot_digits, plot_history
+from tinymnist.figures import plot_augmentation, plot_curves, plot_digits, plot_history
 from tinymnist.receptive_field import LayerField, receptive_field, receptive_field_table
 from tinymnist.recipe import Recipe, describe_changes, learning_rate
 from tinymnist.runs import (
@@ -37,7 +38,16 @@ from tinymnist.runs import (
     outcome,
     state_of,
 )
-from tinymnist.tables import History, accuracies, comparison_table, last_accuracies, log_line, meets, run_summary
+from tinymnist.tables import (
+    History,
+    accuracies,
+    comparison_table,
+    last_accuracies,
+    last_epoch,
+    log_line,
+    meets,
+    run_summary,
+)
 
 
 def train_epoch(
@@ -216,6 +226,29 @@ def fit(
                 own.copy_(averaged)
     model.eval()
     return history
+
+
+def expectation(
+    net: Callable[[], nn.Module],
+    recipe: Recipe,
+    digits: Digits,
+    device: torch.device | str,
+    published: Sequence[Run],
+) -> str:
+    """What to expect of a run, in a line: its time, from a fiftieth of an epoch measured here, and its accuracy.
+
+    Args:
+        net: makes the net.
+        recipe, digits, device: as for `fit`.
+        published: the records of such runs.
+    """
+    few = Digits(*(tensor[: -(-len(tensor) // 50)] for tensor in digits))
+    for _ in range(2):  # the first time, libraries may have to make their kernels
+        [seconds] = fit(net(), replace(recipe, epochs=1), few, device=device, progress=False)["seconds"]
+    return (
+        f"{recipe.epochs} epochs take about {50 * recipe.epochs * seconds:.0f} s here. "
+        f"Accuracy of {len(published)} published runs: {last_epoch(published)} % after the last epoch."
+    )
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

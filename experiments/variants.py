@@ -94,7 +94,7 @@ def parts() -> dict[str, Variant]:
         "3-alone-cycle": varied(2, "Step 2 with one-cycle", schedule="one_cycle", max_lr=0.1),
         "3-alone-average": varied(2, "Step 2 with the average of the weights", average=0.998),
         "3-alone-views": varied(2, "Step 2 with four views", FinalNet),
-        "3-alone-batch": varied(2, "Step 2 with batches of 256", batch_size=256),
+        "3-alone-batch": varied(2, "Step 2 with batches of 256, rate kept", batch_size=256),
         "3-alone-batch-rate": varied(2, "Step 2 with batches of 256, rate doubled", batch_size=256, max_lr=0.04),
         "3-last-cycle": varied(3, "Step 3 at a constant 0.04", schedule="constant", max_lr=0.04),
         "3-last-average": varied(3, "Step 3 without the average of the weights", average=0.0),
@@ -111,8 +111,7 @@ def parts() -> dict[str, Variant]:
         "3-no-rise": varied(3, "Step 3, the rate only falling", warmup=0.0),
         "3-step-decay": varied(3, "Step 3 with a step decay", schedule="step"),
     }
-    once = {"1-momentum", "2-dropout", "2-average-pooling", "3-last-norm", "3-no-rise"}  # from six seeds, not twelve
-    return found | {name: replace(variant, seeds=12) for name, variant in found.items() if name not in once}
+    return found
 
 
 class Plateau:

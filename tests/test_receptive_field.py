@@ -185,14 +185,14 @@ def test_rows_are_those_of_layers_in_the_order_in_which_they_run():
 
 def test_the_table_is_aligned_and_leaves_out_what_no_layer_has():
     assert receptive_field_table(receptive_field(nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d((2, 1))))) == (
-        "| layer | kernel | stride |  size | channels | jump | field |\n"
-        "|-------|-------:|-------:|------:|---------:|-----:|------:|\n"
-        "| input |      1 |      1 |    28 |        1 |    1 |     1 |\n"
-        "| 0     |      3 |      1 |    26 |        2 |    1 |     3 |\n"
-        "| 1     |    2x1 |    2x1 | 13x26 |        2 |  2x1 |   4x3 |"
+        "| layer | kernel | stride |  size | jump | field |\n"
+        "|-------|-------:|-------:|------:|-----:|------:|\n"
+        "| input |      1 |      1 |    28 |    1 |     1 |\n"
+        "| 0     |      3 |      1 |    26 |    1 |     3 |\n"
+        "| 1     |    2x1 |    2x1 | 13x26 |  2x1 |   4x3 |"
     )
     heading = receptive_field_table(receptive_field(nn.Conv2d(1, 2, 3, padding=2, dilation=2))).splitlines()[0]
-    assert heading.replace(" ", "") == "|layer|kernel|stride|padding|dilation|size|channels|jump|field|"
+    assert heading.replace(" ", "") == "|layer|kernel|stride|padding|dilation|size|jump|field|"
 
 
 @pytest.mark.parametrize(

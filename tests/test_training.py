@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import utils
 from model import STEPS, SetupNet
-from utils import Batches, Recipe, describe_changes, fit, learning_rate, normalize
+from utils import Batches, Recipe, describe_changes, expectation, fit, learning_rate, normalize
 
 TINY = Recipe(epochs=2, batch_size=64)
 
@@ -114,3 +115,18 @@ def test_describe_changes_names_each_difference():
     assert describe_changes(Recipe(), Recipe()) == "no change"
     text = describe_changes(Recipe(max_lr=0.1), Recipe(max_lr=0.2, schedule="step"))
     assert text.splitlines() == ["max_lr: 0.1 -> 0.2", "schedule: constant -> step"]
+
+
+def test_what_to_expect_is_measured_on_a_fiftieth_and_read_from_records(drawn, monkeypatch):
+    published = [{"history": {"test_correct": [0, correct], "test_total": [1000, 1000]}} for correct in (980, 990)]
+    words = "Accuracy of 2 published runs: 98.50 ± 0.71 % after the last epoch."
+    assert expectation(SetupNet, TINY, drawn, "cpu", published).endswith(f" s here. {words}")
+    asked = []
+
+    def fit_in_a_tenth(net, recipe, few, device, progress):
+        asked.append((recipe.epochs, len(few.train_images), len(few.test_images), progress))
+        return {"seconds": [0.1]}
+
+    monkeypatch.setattr(utils, "fit", fit_in_a_tenth)
+    assert expectation(SetupNet, TINY, drawn, "cpu", published) == f"2 epochs take about 10 s here. {words}"
+    assert asked == [(1, 12, 4, False)] * 2

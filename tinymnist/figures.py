@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,20 +15,22 @@ from tinymnist.recipe import Recipe, learning_rate
 from tinymnist.tables import History, accuracies
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
-def plot_digits(images: Tensor, labels: Sequence[int | str], columns: int = 10) -> Figure:
+def plot_digits(images: Tensor | Sequence[Tensor], labels: Sequence[int | str], columns: int = 10) -> Figure:
     """Draw images in a grid, each below its label.
 
     Args:
-        images: (N, 28, 28) or (N, 1, 28, 28), any scale.
-        labels: N integers or words.
-        columns: images in a row.
+        images: N of them, (H, W) or (1, H, W) each, any scale.
+        labels: N integers or words, of any number of lines.
+        columns: images in a row; the figure is as wide with few as with many.
     """
     rows = max(-(-len(images) // columns), 1)
+    lines = max((str(label).count("\n") + 1 for label in labels), default=1)
+    size = min(6 / columns, 1.5)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(0.9 * columns, 1.15 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(size * columns, (size + 0.2 * lines) * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -61,6 +64,33 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     return figure
 
 
+def plot_curves(curves: Mapping[str, Sequence[History]], target: float | None = None) -> Figure:
+    """Draw the accuracy on the tested images over the epochs, a line for each run.
+
+    The fewer errors are left, the larger is a step on the axis: it is logarithmic in the errors.
+
+    Args:
+        curves: the histories of runs, by their label.
+        target: accuracy in percent to mark with a line.
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 4), layout="constrained")
+    colors = itertools.cycle(["tab:gray", "tab:orange", "tab:blue", "tab:purple"])
+    for (label, histories), color in zip(curves.items(), colors, strict=False):
+        lines = [axis.plot(range(1, len(h["lr"]) + 1), accuracies(h), color=color, lw=1, alpha=0.8) for h in histories]
+        lines[0][0].set(label=label)
+    if target is not None:
+        axis.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
+    axis.set_yscale("function", functions=(lambda y: -np.log(100.01 - y), lambda z: 100.01 - np.exp(-z)))
+    axis.autoscale_view()  # again, on the new scale
+    ticks = [tick for tick in (50, 80, 90, 95, 97, 98, 99, 99.2, 99.4, 99.6) if axis.dataLim.ymin < tick]
+    axis.set(xlabel="epoch", ylabel="accuracy (%)", yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=10)
+    plt.close(figure)
+    return figure
+
+
 def plot_history(history: History, recipe: Recipe, target: float | None = None) -> Figure:
     """Draw loss, accuracy and learning rate of a run over its epochs.
 
@@ -70,23 +100,23 @@ def plot_history(history: History, recipe: Recipe, target: float | None = None) 
         target: accuracy in percent to mark with a line.
     """
     epochs = np.arange(1, len(history["lr"]) + 1)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    figure, (top, middle, bottom) = plt.subplots(3, 1, sharex=True, figsize=(6, 6.5), layout="constrained")
     for part, color in (("train", "tab:orange"), ("test", "tab:blue")):
-        left.plot(epochs, history[f"{part}_loss"], color=color, marker=".", label=part)
+        top.plot(epochs, history[f"{part}_loss"], color=color, marker=".", label=part)
         middle.plot(epochs, accuracies(history, part), color=color, marker=".", label=part)
-    left.set(title="Loss", xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
-    middle.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+    top.set(ylabel="mean cross-entropy", yscale="log")
+    middle.set(ylabel="accuracy (%)")
     middle.set_ylim(max(min(accuracies(history)[1:] or accuracies(history)) - 0.7, 0), 100.05)
     if target is not None:
         middle.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
     passed = np.linspace(0, 1, 500)
-    right.plot(passed * len(epochs), [recipe.max_lr * learning_rate(recipe, done) for done in passed], "tab:purple")
-    right.set(title="Learning rate", xlabel="epochs passed", ylabel="learning rate")
-    right.set_ylim(bottom=0)
-    for axis in (left, middle, right):
+    bottom.plot(passed * len(epochs), [recipe.max_lr * learning_rate(recipe, done) for done in passed], "tab:purple")
+    bottom.set(xlabel="epoch", ylabel="learning rate")
+    bottom.set_ylim(bottom=0)
+    for axis in (top, middle, bottom):
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend()
+    top.legend()
     middle.legend()
     plt.close(figure)
     return figure

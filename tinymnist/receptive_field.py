@@ -86,12 +86,13 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
 
 
 def receptive_field_table(rows: Sequence[LayerField]) -> str:
-    """The rows as an aligned Markdown table; size and channels are those of a layer's output.
+    """The rows as an aligned Markdown table; the size is that of a layer's output.
 
     Padding and dilation are left out where no layer has any.
     """
-    heading = ["layer", "kernel", "stride", "padding", "dilation", "size", "channels", "jump", "field"]
-    cells = [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in astuple(row)] for row in rows]
+    heading = ["layer", "kernel", "stride", "padding", "dilation", "size", "jump", "field"]
+    values = [(*astuple(row)[:6], row.jump, row.receptive_field) for row in rows]  # without the channels: narrower
+    cells = [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in row] for row in values]
     plain = {"padding": {"0"}, "dilation": {"1"}}
     columns = [column for column in zip(heading, *cells, strict=True) if {*column[1:]} != plain.get(column[0])]
     return aligned([*zip(*columns, strict=True)])

@@ -55,21 +55,36 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def run_summary(published: Sequence[Run], target: float, most_gap: float | None = None) -> str:
-    """What some runs say together, as a Markdown table: percent and points, mean ± standard deviation over the runs."""
-    last = [last_accuracies(run)[-1] for run in published]
-    train = [run["train_accuracy"] for run in published]
-    fives = [last_accuracies(run) for run in published]
+def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: float | None = None) -> str:
+    """What some runs say together, as a Markdown table.
+
+    Args:
+        columns: the runs of each column, by its heading.
+        target, most_gap: as for `meets`.
+    """
+
+    def each(figure: Callable[[Sequence[Run]], str]) -> list[str]:
+        return [figure(runs) for runs in columns.values()]
+
+    def average(of: Callable[[Run], float]) -> list[str]:
+        return each(lambda runs: f"{statistics.mean(map(of, runs)):.2f}")
+
     rows = {
-        "runs that met the target": f"{sum(meets(run, target, most_gap) for run in published)} of {len(published)}",
-        "accuracy, last epoch": f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} %",
-        "lowest of the last five epochs, mean": f"{statistics.mean(map(min, fives)):.2f} %",
-        "lowest of the last five epochs, any run": f"{min(map(min, fives)):.2f} %",
-        "best minus worst of the last five epochs": f"{statistics.mean(max(v) - min(v) for v in fives):.2f} points",
-        "training images, final weights": f"{statistics.mean(train):.2f} %",
-        "gap to the training images": f"{statistics.mean(map(gap, published)):.2f} points",
+        "met the target": each(lambda runs: f"{sum(meets(run, target, most_gap) for run in runs)} of {len(runs)}"),
+        "last epoch, %, ± standard deviation": each(last_epoch),
+        "lowest of the last five, mean, %": average(lowest_of_last),
+        "lowest of the last five, any run, %": each(lambda runs: f"{min(map(lowest_of_last, runs)):.2f}"),
+        "best minus worst of the last five": average(spread_of_last),
+        "training images, final weights, %": average(lambda run: run["train_accuracy"]),
+        "gap, training minus tested images": average(gap),
     }
-    return aligned([["", f"{len(published)} runs"], *([name, value] for name, value in rows.items())])
+    return aligned([["", *columns], *([name, *cells] for name, cells in rows.items())])
+
+
+def last_epoch(runs: Sequence[Run]) -> str:
+    """Mean and standard deviation of the accuracy after the last epoch, in percent."""
+    last = [last_accuracies(run)[-1] for run in runs]
+    return f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}"
 
 
 def mean_of_last(run: Run) -> float:
@@ -82,47 +97,67 @@ def lowest_of_last(run: Run) -> float:
     return min(last_accuracies(run))
 
 
+def spread_of_last(run: Run) -> float:
+    """How far the best and the worst of the last five epochs lie apart, in points."""
+    return max(last_accuracies(run)) - min(last_accuracies(run))
+
+
 def gap(run: Run) -> float:
     """By how many points the final weights classify the images that they were trained on better than the others."""
     return run["train_accuracy"] - last_accuracies(run)[-1]
 
 
-def interval(differences: Sequence[float]) -> str:
-    """The mean of differences with its 95 % interval, Student's t."""
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of some differences, and the two ends of its 95 % interval (Student's t)."""
     from scipy import stats  # here, because it takes a second
 
     mean = statistics.mean(differences)
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    return mean, mean - half, mean + half
+
+
+def in_words(found: tuple[float, float, float]) -> str:
+    """An interval as text: its middle, and how far it reaches to either side."""
+    mean, _, high = found
+    return f"{round(mean, 2) + 0.0:+.2f} ± {high - mean:.2f}".replace(" ", "\N{NO-BREAK SPACE}")  # -0.0 becomes 0.0
 
 
 def pair_differences(runs: Sequence[Run], others: Sequence[Run], of: Callable[[Run], float]) -> list[float]:
-    """Differences of a figure between pairs of runs: the mean of each split; of one split alone, that of each seed."""
+    """Differences of a figure between runs of the same seed: the mean of each split; of one split, that of each seed.
+
+    Args:
+        runs, others: one of them may have more seeds than the other; these do not count.
+        of: the figure.
+
+    Raises:
+        ValueError: no seed is in both, or two runs of the same seed were tested on other images.
+    """
+    by_seed = {run["seed"]: run for run in others}
+    pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
+    if not pairs or any(run["split"] != other["split"] for run, other in pairs):
+        raise ValueError("these runs are not pairs of the same seeds and splits")
     by_split: dict[str, list[float]] = {}
-    for run, other in zip(runs, others, strict=True):
+    for run, other in pairs:
         by_split.setdefault(run["split"], []).append(of(run) - of(other))
     if len(by_split) == 1:
-        [by_seed] = by_split.values()
-        return by_seed
+        [differences] = by_split.values()
+        return differences
     return [statistics.mean(values) for values in by_split.values()]
 
 
 def comparison_table(compared: Mapping[str, tuple[Sequence[Run], Sequence[Run]]]) -> str:
-    """Runs against others of the same seeds and splits, as a Markdown table: differences in points, 95 % intervals.
+    """Runs against others, as a Markdown table: differences in points, ± half of the 95 % interval.
 
     The differences are averaged over the seeds of a split, and the interval is over the splits, so that it covers other
     images too; over the seeds, if there is one split alone.
 
     Args:
-        compared: by what is to stand in the first column, the runs and those that they are compared with.
-
-    Raises:
-        ValueError: they are not of the same seeds and splits.
+        compared: by what is to stand in the first column, the runs and those of the same seeds and splits that they are
+            compared with, as for `pair_differences`.
     """
     rows = [["", "pairs", "mean of last five", "lowest of last five", "gap"]]
     for name, (runs, others) in compared.items():
-        if [(run["seed"], run["split"]) for run in runs] != [(run["seed"], run["split"]) for run in others]:
-            raise ValueError(f"{name}: these runs are not pairs of the same seeds and splits")
-        figures = [interval(pair_differences(runs, others, of)) for of in (mean_of_last, lowest_of_last, gap)]
-        rows.append([name, str(len(runs)), *figures])
+        differences = [pair_differences(runs, others, of) for of in (mean_of_last, lowest_of_last, gap)]
+        pairs = len({run["seed"] for run in runs} & {run["seed"] for run in others})
+        rows.append([name, str(pairs), *(in_words(interval(found)) for found in differences)])
     return aligned(rows)
