@@ -23,7 +23,8 @@ __all__ = ["PictureError", "open_picture", "prepare"]
 SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fit
 SMALLEST = 200  # pixels of a side; smaller pictures are enlarged first
 WINDOW = 0.3  # of the shorter side: wider than a stroke, narrower than what belongs to the ground
-FAINT = 0.12  # less contrast than this, on a scale from black to white, is no ink
+LOW = 0.38
+FAINT = 0.04  # less contrast than this, on a scale from black to white, is no ink
 THIN, THICK = 2.0, 3.5  # pixels of the 20x20 box; most strokes of MNIST are between them
 ONE = "use a picture of one digit"
 
@@ -50,7 +51,10 @@ def prepare(image: Image.Image) -> Tensor:
         size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
         channels = map(Image.fromarray, colors.transpose(2, 0, 1))
         colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
-    return _like_mnist(_digit(*(_ink_on_plain if _is_plain(colors) else _ink)(colors)))
+    ink, noise = _ink_on_plain(colors)
+    if not _is_plain(colors) or ink.max() < 15 * noise:
+        ink, noise = _ink(colors)
+    return _like_mnist(_digit(ink, noise))
 
 
 def _as_in_mnist(grey: np.ndarray) -> Tensor | None:
@@ -96,7 +100,7 @@ def _ink_on_plain(colors: np.ndarray) -> tuple[np.ndarray, float]:
     towards = _direction(colors - ground)
     towards /= max(np.linalg.norm(towards), 1e-9)
     ink = ndimage.gaussian_filter((colors - ground) @ towards, 1) / (abs(ground @ towards) + 0.2)
-    return ink, max(1.48 * float(np.median(abs(_edge(ink)))), 0.05 * float(ink.max()))  # a faint shadow is no ink
+    return ink, 1.48 * float(np.median(abs(_edge(ink))))
 
 
 def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
@@ -121,7 +125,7 @@ def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
     ground = _closed(value, round(WINDOW * min(value.shape)))
     ink = (ground - value) / (abs(ground) + 0.15)
     low, high = np.percentile(ink, (5, 25))  # of a normal distribution: 0.97 standard deviations apart
-    return ink - high - 0.7 * (high - low), float(high - low)
+    return ink - high - 0.7 * (high - low), max(0.024, float(high - low))
 
 
 def _closed(value: np.ndarray, window: int) -> np.ndarray:
@@ -140,7 +144,7 @@ def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
     """The ink without the lines that are ruled across the page, found by a Hough transform (Duda and Hart, 1972)."""
     size = 2 * round(0.006 * max(ink.shape)) + 3  # a ruled line is thinner
     thick = ndimage.grey_opening(ink, (size, size))
-    thin = ink - thick > max(0.3 * FAINT, 3 * noise)
+    thin = ink - thick > max(0.036, 3 * noise)
     rows, columns = np.nonzero(thin)
     values, ruled = ink[thin], np.zeros(len(rows), bool)
     level = np.radians(np.arange(-20, 20, 0.25))
@@ -171,23 +175,27 @@ def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
     The checks reject pictures that the net would still classify as some digit; they do not detect digits.
     """
     ink = _without_lines(ink, noise)
-    main = _largest(measure.label(ink > max(FAINT, 5 * noise)), ink)
+    least = max(FAINT, 5 * noise)
+    main = _largest(measure.label(ink > least), ink)
     full = np.percentile(main.image_intensity[main.image], 90)
-    labels = measure.label(ink > 0.45 * full)
+    labels = measure.label(filters.apply_hysteresis_threshold(ink, max(least, LOW * full), 0.5 * full))
     inside = np.zeros_like(labels)
     inside[main.slice] = labels[main.slice] * main.image
     main = _largest(inside, ink)
-    height, away = main.image.shape[0], ndimage.distance_transform_edt(labels != main.label) / max(main.image.shape)
     mask = labels == main.label
-    for part in measure.regionprops(labels, away):
-        beyond = _at_edge(part, ink.shape) and not _at_edge(main, ink.shape)  # the digit does not reach the edge
-        if part.label == main.label or part.area < 0.02 * main.area or beyond:
-            continue
-        large, gap = part.area / main.area, part.intensity_min
-        tall = part.image.shape[0] > 0.5 * height and (_apart(part, main, 0) or _apart(part, main, 1))
-        if (gap > 0.1 and tall and large > 0.15) or (gap > 0.25 and large > 0.4):
+    parts = [part for part in measure.regionprops(labels) if part.label != main.label and part.area > 0.02 * main.area]
+    while parts:
+        away = ndimage.distance_transform_edt(~mask)
+        gap, part = min(((away[p.slice][p.image].min(), p) for p in parts), key=lambda pair: pair[0])
+        parts.remove(part)
+        whole = measure.regionprops(mask.astype(np.uint8))[0]
+        gap /= max(whole.image.shape)
+        beyond = _at_edge(part, ink.shape) and not _at_edge(whole, ink.shape)
+        alike = part.image.shape[0] > 0.5 * whole.image.shape[0] and part.area > 0.15 * whole.area
+        tall = alike and (_apart(part, whole, 0) or _apart(part, whole, 1))
+        if (gap > 0.1 and tall and not beyond) or (gap > 0.25 and part.area > 0.4 * whole.area and not beyond):
             raise PictureError(f"it shows no single digit (parts side by side): {ONE}")
-        if gap < 0.25:
+        if gap < 0.25 and not beyond:
             mask |= labels == part.label
     _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
     around = max(2, max(main.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
