@@ -18,15 +18,23 @@ from torch import Tensor
 
 from tinymnist.picture import PictureError, open_picture, read_colors
 
-__all__ = ["PictureError", "open_picture", "prepare"]
+__all__ = ["PROBLEMS", "PictureError", "as_in_mnist", "open_picture", "prepare"]
 
+PROBLEMS = {  # why a picture, or a drawing, is refused
+    "blank": "it is blank, or has too little contrast: show one digit",
+    "clutter": "it shows much beside a digit: crop the picture to the digit",
+    "several": "it shows no single digit (parts side by side): show one digit",
+    "wide": "it shows no single digit (too wide): show one digit",
+    "filled": "it shows no single digit (a filled area, no strokes): crop the picture to the digit",
+    "none": "it looks like none of the ten digits: show one digit",
+}
 SIZE, BOX = 28, 20  # pixels of MNIST's images, and of the box that their digits fit
 SMALLEST = 200  # pixels of a side; smaller pictures are enlarged first
 WINDOW = 0.3  # of the shorter side: wider than a stroke, narrower than what belongs to the ground
-LOW = 0.38
-FAINT = 0.04  # less contrast than this, on a scale from black to white, is no ink
+FAINT, FAINT_IN_LIGHT = 0.04, 0.12  # less contrast, from black to white, is no ink: on one colour, in any light
+LOW, HIGH = 0.38, 0.5  # of full ink: a stroke is above LOW, and somewhere above HIGH
 THIN, THICK = 2.0, 3.5  # pixels of the 20x20 box; most strokes of MNIST are between them
-ONE = "use a picture of one digit"
+MANY = 20  # parts beside the digit; clean pages have a few specks, photographs of rooms and gardens a hundred parts
 
 
 def prepare(image: Image.Image) -> Tensor:
@@ -44,21 +52,19 @@ def prepare(image: Image.Image) -> Tensor:
     Raises:
         PictureError: the picture is blank, or does not show one digit.
     """
-    colors = read_colors(image)
-    if colors.shape[:2] == (SIZE, SIZE) and (same := _as_in_mnist(colors.mean(2))) is not None:
-        return same
-    if min(colors.shape[:2]) < SMALLEST:
-        size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
-        channels = map(Image.fromarray, colors.transpose(2, 0, 1))
-        colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
-    ink, noise = _ink_on_plain(colors)
-    if not _is_plain(colors) or ink.max() < 15 * noise:
-        ink, noise = _ink(colors)
-    return _like_mnist(_digit(ink, noise))
+    same = as_in_mnist(image)
+    return _like_mnist(_digit(read_colors(image))) if same is None else same
 
 
-def _as_in_mnist(grey: np.ndarray) -> Tensor | None:
-    """The picture itself, white on black, if its digit has the box and the centre of those of MNIST."""
+def as_in_mnist(image: Image.Image) -> Tensor | None:
+    """The picture itself, white on black, if its size and its digit's box and centre are those of MNIST.
+
+    Returns:
+        uint8 (28, 28), 0 = background; None for any other picture.
+    """
+    if image.size != (SIZE, SIZE):
+        return None
+    grey = read_colors(image).mean(2)
     grey = 1 - grey if np.median(grey) > 0.5 else grey
     rows, columns = (np.flatnonzero(grey.max(axis) > 0.1) for axis in (1, 0))
     if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) != BOX - 1:
@@ -94,17 +100,21 @@ def _direction(difference: np.ndarray) -> np.ndarray:
     return (difference * np.linalg.norm(difference, axis=-1, keepdims=True) ** 2).reshape(-1, 3).sum(0)
 
 
-def _ink_on_plain(colors: np.ndarray) -> tuple[np.ndarray, float]:
-    """`_ink` where the ground has one colour, that of the picture's edge."""
+def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Contrast of each pixel with the ground, towards the colour of the ink: float (H, W); below the second, is none.
+
+    Where the ground has one colour, it is that of the picture's edge, unless light that falls off drowns the ink.
+    """
     ground = np.median(_edge(colors), axis=0)
     towards = _direction(colors - ground)
     towards /= max(np.linalg.norm(towards), 1e-9)
     ink = ndimage.gaussian_filter((colors - ground) @ towards, 1) / (abs(ground @ towards) + 0.2)
-    return ink, 1.48 * float(np.median(abs(_edge(ink))))
+    noise = 1.48 * float(np.median(abs(_edge(ink))))
+    return (ink, max(FAINT, 5 * noise)) if _is_plain(colors) and ink.max() > 15 * noise else _ink_in_light(colors)
 
 
-def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
-    """Contrast of each pixel with the ground around it, towards the colour of the ink: float (H, W), and its noise.
+def _ink_in_light(colors: np.ndarray) -> tuple[np.ndarray, float]:
+    """`_ink` where the ground varies.
 
     The ground is a morphological closing (Serra, 1982) that is wider than a stroke: it fills the strokes, but keeps
     gradients, the edge of a shadow and the edge of a table. Light scales ground and contrast alike, so it cancels.
@@ -125,7 +135,7 @@ def _ink(colors: np.ndarray) -> tuple[np.ndarray, float]:
     ground = _closed(value, round(WINDOW * min(value.shape)))
     ink = (ground - value) / (abs(ground) + 0.15)
     low, high = np.percentile(ink, (5, 25))  # of a normal distribution: 0.97 standard deviations apart
-    return ink - high - 0.7 * (high - low), max(0.024, float(high - low))
+    return ink - high - 0.7 * (high - low), max(FAINT_IN_LIGHT, 5 * float(high - low))
 
 
 def _closed(value: np.ndarray, window: int) -> np.ndarray:
@@ -140,11 +150,11 @@ def _closed(value: np.ndarray, window: int) -> np.ndarray:
     return ndimage.grey_closing(framed, (window, window))[window:-window, window:-window]
 
 
-def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
+def _without_lines(ink: np.ndarray, least: float) -> np.ndarray:
     """The ink without the lines that are ruled across the page, found by a Hough transform (Duda and Hart, 1972)."""
     size = 2 * round(0.006 * max(ink.shape)) + 3  # a ruled line is thinner
     thick = ndimage.grey_opening(ink, (size, size))
-    thin = ink - thick > max(0.036, 3 * noise)
+    thin = ink - thick > max(0.036, 0.6 * least)
     rows, columns = np.nonzero(thin)
     values, ruled = ink[thin], np.zeros(len(rows), bool)
     level = np.radians(np.arange(-20, 20, 0.25))
@@ -169,37 +179,55 @@ def _without_lines(ink: np.ndarray, noise: float) -> np.ndarray:
     return cleared
 
 
-def _digit(ink: np.ndarray, noise: float) -> np.ndarray:
+def _digit(colors: np.ndarray) -> np.ndarray:
     """The strokes of the digit, float (H, W) from 0 to 1: the region with most ink, and parts of it that are near.
 
     The checks reject pictures that the net would still classify as some digit; they do not detect digits.
     """
-    ink = _without_lines(ink, noise)
-    least = max(FAINT, 5 * noise)
+    if min(colors.shape[:2]) < SMALLEST:
+        colors = transform.rescale(colors, SMALLEST / min(colors.shape[:2]), order=3, channel_axis=2).clip(0, 1)
+    ink, least = _ink(colors)
+    ink = _without_lines(ink, least)
     main = _largest(measure.label(ink > least), ink)
+    if main.area_filled > max(0.95 * main.area_bbox, 1.02 * main.area) and main.extent > 0.6:
+        rows, columns = (slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)
+        if not _at_edge(main, ink.shape):  # a panel with something in it, as programs save images with a margin
+            return _digit(colors[rows, columns])
     full = np.percentile(main.image_intensity[main.image], 90)
-    labels = measure.label(filters.apply_hysteresis_threshold(ink, max(least, LOW * full), 0.5 * full))
+    strong = filters.apply_hysteresis_threshold(ink, max(least, LOW * full), HIGH * full)  # Canny, 1986
+    labels = measure.label(strong)
     inside = np.zeros_like(labels)
     inside[main.slice] = labels[main.slice] * main.image
-    main = _largest(inside, ink)
-    mask = labels == main.label
-    parts = [part for part in measure.regionprops(labels) if part.label != main.label and part.area > 0.02 * main.area]
-    while parts:
-        away = ndimage.distance_transform_edt(~mask)
-        gap, part = min(((away[p.slice][p.image].min(), p) for p in parts), key=lambda pair: pair[0])
-        parts.remove(part)
-        whole = measure.regionprops(mask.astype(np.uint8))[0]
-        gap /= max(whole.image.shape)
-        beyond = _at_edge(part, ink.shape) and not _at_edge(whole, ink.shape)
-        alike = part.image.shape[0] > 0.5 * whole.image.shape[0] and part.area > 0.15 * whole.area
-        tall = alike and (_apart(part, whole, 0) or _apart(part, whole, 1))
-        if (gap > 0.1 and tall and not beyond) or (gap > 0.25 and part.area > 0.4 * whole.area and not beyond):
-            raise PictureError(f"it shows no single digit (parts side by side): {ONE}")
-        if gap < 0.25 and not beyond:
-            mask |= labels == part.label
-    _check_shape(measure.regionprops(mask.astype(np.uint8))[0], mask.shape)
-    around = max(2, max(main.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
+    mask = _joined(labels, _largest(inside, ink))
+    part = measure.regionprops(mask.astype(np.uint8))[0]
+    _check_shape(part, mask.shape)
+    around = max(2, max(part.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
     return (ink / full - 0.15).clip(0, 0.85) / 0.85 * ndimage.binary_dilation(mask, iterations=around)
+
+
+def _joined(labels: np.ndarray, main: Any) -> np.ndarray:
+    """The main region and the parts of the digit around it, bool (H, W): the nearest first, each to all before it."""
+    parts = [part for part in measure.regionprops(labels) if part.label != main.label]
+    if len(parts) > MANY:
+        raise PictureError(PROBLEMS["clutter"])
+    mask, parts = labels == main.label, [part for part in parts if part.area > 0.02 * main.area]
+    while parts:
+        whole = measure.regionprops(mask.astype(np.uint8))[0]
+        away = ndimage.distance_transform_edt(~mask) / max(whole.image.shape)
+        gap, part = min(((away[part.slice][part.image].min(), part) for part in parts), key=lambda pair: pair[0])
+        parts.remove(part)
+        large, tall = part.area / whole.area, part.image.shape[0] / whole.image.shape[0]
+        apart = [_apart(part, whole, axis) for axis in (0, 1)]
+        if _at_edge(part, mask.shape) and not _at_edge(whole, mask.shape):  # the digit does not reach the edge
+            top, _, bottom, _ = part.bbox
+            if apart[1] and not apart[0] and 0.7 < tall < 1.5 and top > 1 and bottom < len(mask) - 1:
+                raise PictureError(PROBLEMS["several"])
+            continue
+        if (gap > 0.1 and tall > 0.5 and any(apart) and large > 0.15) or (gap > 0.25 and large > 0.4):
+            raise PictureError(PROBLEMS["several"])
+        if gap < 0.25:
+            mask |= labels == part.label
+    return mask
 
 
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
@@ -209,7 +237,7 @@ def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
     sizes = [(sorted(part.image.shape), least[_at_edge(part, ink.shape)]) for part in parts]
     parts = [part for part, (size, (a, b)) in zip(parts, sizes, strict=True) if size[0] >= a and size[1] >= b]
     if not parts:
-        raise PictureError(f"it is blank, or has too little contrast: {ONE}")
+        raise PictureError(PROBLEMS["blank"])
     return max(parts, key=lambda part: part.area * part.intensity_mean)
 
 
@@ -229,10 +257,10 @@ def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
     """Raise PictureError if a region in a picture of that shape has the form of no digit."""
     height, width = part.image.shape
     if width > 2.2 * height:
-        raise PictureError(f"it shows no single digit (too wide): {ONE}")
+        raise PictureError(PROBLEMS["wide"])
     shadow = _at_edge(part, shape) and part.solidity > 0.95 and part.extent > 0.4
     if (part.extent > 0.8 or shadow) and width > 0.6 * height:
-        raise PictureError(f"it shows no single digit (a filled area, no strokes): {ONE}")
+        raise PictureError(PROBLEMS["filled"])
 
 
 def _like_mnist(digit: np.ndarray) -> Tensor:
