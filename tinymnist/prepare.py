@@ -185,7 +185,9 @@ def _digit(colors: np.ndarray) -> np.ndarray:
     The checks reject pictures that the net would still classify as some digit; they do not detect digits.
     """
     if min(colors.shape[:2]) < SMALLEST:
-        colors = transform.rescale(colors, SMALLEST / min(colors.shape[:2]), order=3, channel_axis=2).clip(0, 1)
+        size = [round(n * SMALLEST / min(colors.shape[:2])) for n in colors.shape[1::-1]]
+        channels = [Image.fromarray(colors[..., channel]) for channel in range(3)]
+        colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
     ink, least = _ink(colors)
     ink = _without_lines(ink, least)
     main = _largest(measure.label(ink > least), ink)
