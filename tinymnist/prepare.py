@@ -34,7 +34,7 @@ WINDOW = 0.3  # of the shorter side: wider than a stroke, narrower than what bel
 FAINT, FAINT_IN_LIGHT = 0.04, 0.12  # less contrast, from black to white, is no ink: on one colour, in any light
 LOW, HIGH = 0.38, 0.5  # of full ink: a stroke is above LOW, and somewhere above HIGH
 THIN, THICK = 2.0, 3.5  # pixels of the 20x20 box; most strokes of MNIST are between them
-MANY = 20  # parts beside the digit; clean pages have a few specks, photographs of rooms and gardens a hundred parts
+MANY = 12  # parts beside the digit; a page has a few specks, photographs of rooms and gardens have a hundred
 
 
 def prepare(image: Image.Image) -> Tensor:
@@ -83,16 +83,11 @@ def _is_plain(colors: np.ndarray) -> bool:
 
     A shadow or a table that covers a corner goes on along both of its sides, a stroke along one.
     """
-    edge, n, far = _edge(colors), max(2, min(colors.shape[:2]) // 40), min(colors.shape[:2]) // 3
-    color = np.median(edge, axis=0)
-
-    def is_ground(turned: np.ndarray, y: int, x: int) -> bool:
-        return bool(abs(turned[y : y + n, x : x + n].mean((0, 1)) - color).max() < 0.06)
-
-    odd = [turned for turned in map(partial(np.rot90, colors), range(4)) if not is_ground(turned, 0, 0)]
-    if np.mean(abs(edge - color).max(1) < 0.1) < 0.5 or len(odd) > 1:
-        return False
-    return not odd or is_ground(odd[0], far, 0) or is_ground(odd[0], 0, far)
+    color, n, far = np.median(_edge(colors), axis=0), max(2, min(colors.shape[:2]) // 40), min(colors.shape[:2]) // 3
+    near = abs(ndimage.uniform_filter(colors, (n, n, 1)) - color).max(2) < 0.06
+    odd = [turned for turned in map(partial(np.rot90, near), range(4)) if not turned[0, 0]]
+    some = np.mean(abs(_edge(colors) - color).max(1) < 0.1) > 0.5
+    return bool(some and (not odd or (len(odd) == 1 and (odd[0][far, 0] or odd[0][0, far]))))
 
 
 def _direction(difference: np.ndarray) -> np.ndarray:
@@ -121,12 +116,9 @@ def _ink_in_light(colors: np.ndarray) -> tuple[np.ndarray, float]:
     """
     size = (np.array(colors.shape[:2]) * 100 / max(colors.shape)).round().clip(8).astype(int)
     small, window = transform.resize_local_mean(colors, size), round(WINDOW * 100)
-    channels = [small[..., channel] for channel in range(3)]
+    bytes_ = (255 * small).round().astype(np.uint8)
     disk = morphology.disk(window)
-    median = np.stack([filters.rank.median((255 * c).round().astype(np.uint8), disk) / 255 for c in channels], 2)
-    above = np.stack([c + _closed(-c, window) for c in channels], 2)
-    below = np.stack([c - _closed(c, window) for c in channels], 2)
-    difference = np.clip(small - median, below, above)  # near an edge of light, the median alone is wrong
+    difference = small - np.stack([filters.rank.median(bytes_[..., i], disk) / 255 for i in range(3)], 2)
     lighter = difference.sum(2) > 0
     light, towards = _direction(difference[lighter]), _direction(difference[~lighter])
     if np.linalg.norm(light) > 10 * np.linalg.norm(towards):  # paper in a shadow looks like light ink as well
@@ -159,17 +151,15 @@ def _without_lines(ink: np.ndarray, least: float) -> np.ndarray:
     values, ruled = ink[thin], np.zeros(len(rows), bool)
     level = np.radians(np.arange(-20, 20, 0.25))
     found = transform.hough_line(thin, np.concatenate([level, level + np.pi / 2]))
-    least = {"min_distance": size, "min_angle": 4, "threshold": 0.5 * min(ink.shape)}
-    _, angles, distances = transform.hough_line_peaks(found[0], found[1], found[2], num_peaks=300, **least)
+    peaks = {"min_distance": size, "min_angle": 4, "threshold": 0.5 * min(ink.shape), "num_peaks": 300}
+    _, angles, distances = transform.hough_line_peaks(*found, **peaks)
     for angle, distance in zip(angles, distances, strict=True):
         near = abs(columns * np.cos(angle) + rows * np.sin(angle) - distance) <= size / 2 + 1
         along, length = (rows, ink.shape[0]) if abs(angle) < 1 else (columns, ink.shape[1])
         profile = np.zeros(length)
         np.maximum.at(profile, along[near], values[near])
         covered = np.flatnonzero(profile > 0)
-        if not len(covered):
-            continue
-        reaches_edge = min(covered[0], length - covered[-1]) < 2 * size
+        reaches_edge = len(covered) and min(covered[0], length - covered[-1]) < 2 * size
         if reaches_edge and len(covered) > max(0.8 * np.ptp(covered), 0.5 * length):
             ruled |= near & (values < 2 * np.median(profile[covered]))  # what is darker is a pen along the line
     at = rows[ruled], columns[ruled]
@@ -190,20 +180,24 @@ def _digit(colors: np.ndarray) -> np.ndarray:
         colors = np.stack([np.asarray(one.resize(size, Image.Resampling.BICUBIC)) for one in channels], 2).clip(0, 1)
     ink, least = _ink(colors)
     ink = _without_lines(ink, least)
-    main = _largest(measure.label(ink > least), ink)
+    first = measure.label(ink > least)
+    main = _largest(first, ink)
     if main.area_filled > max(0.95 * main.area_bbox, 1.02 * main.area) and main.extent > 0.6:
-        rows, columns = (slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)
-        if not _at_edge(main, ink.shape):  # a panel with something in it, as programs save images with a margin
-            return _digit(colors[rows, columns])
+        # a panel with something in it, as programs save images with a margin
+        return _digit(colors[tuple(slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)])
     full = np.percentile(main.image_intensity[main.image], 90)
     strong = filters.apply_hysteresis_threshold(ink, max(least, LOW * full), HIGH * full)  # Canny, 1986
     labels = measure.label(strong)
-    inside = np.zeros_like(labels)
-    inside[main.slice] = labels[main.slice] * main.image
-    mask = _joined(labels, _largest(inside, ink))
+    main = _largest(np.where(first == main.label, labels, 0), ink)
+    mask = _joined(labels, main)
     part = measure.regionprops(mask.astype(np.uint8))[0]
-    _check_shape(part, mask.shape)
-    around = max(2, max(part.image.shape) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
+    height, width = part.image.shape
+    if width > 2.2 * height:
+        raise PictureError(PROBLEMS["wide"])
+    shadow = _at_edge(part, ink.shape) and part.solidity > 0.95 and part.extent > 0.4
+    if (part.extent > 0.8 or shadow) and width > 0.6 * height:
+        raise PictureError(PROBLEMS["filled"])
+    around = max(2, max(height, width) // BOX)  # a pixel of MNIST's images, for the soft edge of a stroke
     return (ink / full - 0.15).clip(0, 0.85) / 0.85 * ndimage.binary_dilation(mask, iterations=around)
 
 
@@ -220,24 +214,24 @@ def _joined(labels: np.ndarray, main: Any) -> np.ndarray:
         parts.remove(part)
         large, tall = part.area / whole.area, part.image.shape[0] / whole.image.shape[0]
         apart = [_apart(part, whole, axis) for axis in (0, 1)]
-        if _at_edge(part, mask.shape) and not _at_edge(whole, mask.shape):  # the digit does not reach the edge
-            top, _, bottom, _ = part.bbox
-            if apart[1] and not apart[0] and 0.7 < tall < 1.5 and top > 1 and bottom < len(mask) - 1:
-                raise PictureError(PROBLEMS["several"])
-            continue
-        if (gap > 0.1 and tall > 0.5 and any(apart) and large > 0.15) or (gap > 0.25 and large > 0.4):
+        several = (gap > 0.1 and tall > 0.5 and any(apart) and large > 0.15) or (gap > 0.25 and large > 0.4)
+        top, _, bottom, _ = part.bbox
+        beyond = _at_edge(part, mask.shape) and not _at_edge(whole, mask.shape)  # a table or a shadow; a neighbour
+        if beyond:  # is as tall as the digit, and does not reach a corner
+            several = apart[1] and not apart[0] and 0.7 < tall < 1.5 and top > 1 and bottom < len(mask) - 1
+        if several:
             raise PictureError(PROBLEMS["several"])
-        if gap < 0.25:
+        if gap < 0.25 and not beyond:
             mask |= labels == part.label
     return mask
 
 
 def _largest(labels: np.ndarray, ink: np.ndarray) -> Any:
     """The region with the most ink; at the edge of the picture, only large ones count."""
-    parts = measure.regionprops(labels, ink)
-    least = {True: (0.1 * min(ink.shape), 0.5 * min(ink.shape)), False: (1, 12)}  # pixels, by whether it is at the edge
-    sizes = [(sorted(part.image.shape), least[_at_edge(part, ink.shape)]) for part in parts]
-    parts = [part for part, (size, (a, b)) in zip(parts, sizes, strict=True) if size[0] >= a and size[1] >= b]
+    side, parts = min(ink.shape), []
+    for part in measure.regionprops(labels, ink):
+        short, long = sorted(part.image.shape)
+        parts += [part] * (short > 0.1 * side and long > 0.5 * side if _at_edge(part, ink.shape) else long >= 12)
     if not parts:
         raise PictureError(PROBLEMS["blank"])
     return max(parts, key=lambda part: part.area * part.intensity_mean)
@@ -253,16 +247,6 @@ def _apart(part: Any, other: Any, axis: int) -> bool:
     """Whether two regions hardly overlap along an axis."""
     (a, b), (c, d) = ((region.bbox[axis], region.bbox[axis + 2]) for region in (part, other))
     return min(b, d) - max(a, c) < 0.2 * min(b - a, d - c)
-
-
-def _check_shape(part: Any, shape: tuple[int, ...]) -> None:
-    """Raise PictureError if a region in a picture of that shape has the form of no digit."""
-    height, width = part.image.shape
-    if width > 2.2 * height:
-        raise PictureError(PROBLEMS["wide"])
-    shadow = _at_edge(part, shape) and part.solidity > 0.95 and part.extent > 0.4
-    if (part.extent > 0.8 or shadow) and width > 0.6 * height:
-        raise PictureError(PROBLEMS["filled"])
 
 
 def _like_mnist(digit: np.ndarray) -> Tensor:
