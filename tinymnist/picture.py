@@ -35,9 +35,7 @@ def open_picture(path: str | Path) -> Image.Image:
                     ImageOps.exif_transpose(image, in_place=True)
                 return image.copy()
     except Image.DecompressionBombError as error:
-        raise PictureError(
-            f"it has too many pixels (more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,}): make it smaller"
-        ) from error
+        raise PictureError("it has too many pixels to be read safely: make the picture smaller") from error
     except Exception as error:  # a damaged file can raise nearly anything
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise PictureError(f"this is not an image that can be read ({reason}): use a PNG or JPEG file") from error

@@ -16,9 +16,7 @@ from scipy import ndimage
 from skimage import filters, measure, morphology, transform
 from torch import Tensor
 
-from tinymnist.picture import PictureError, open_picture, read_colors
-
-__all__ = ["PROBLEMS", "PictureError", "as_in_mnist", "open_picture", "prepare"]
+from tinymnist.picture import PictureError, read_colors
 
 PROBLEMS = {  # why a picture, or a drawing, is refused
     "blank": "it is blank, or has too little contrast: show one digit",
@@ -43,9 +41,6 @@ def prepare(image: Image.Image) -> Tensor:
     The picture may have any size and mode, be dark on light or light on dark, unevenly lit, ruled or squared, or have
     a transparent background. A picture that is already like those of MNIST stays as it is.
 
-    Args:
-        image: the picture.
-
     Returns:
         uint8 (28, 28), 0 = background.
 
@@ -57,17 +52,13 @@ def prepare(image: Image.Image) -> Tensor:
 
 
 def as_in_mnist(image: Image.Image) -> Tensor | None:
-    """The picture itself, white on black, if its size and its digit's box and centre are those of MNIST.
-
-    Returns:
-        uint8 (28, 28), 0 = background; None for any other picture.
-    """
+    """The picture itself, uint8 (28, 28), white on black; None if its digit has not the box and centre of MNIST's."""
     if image.size != (SIZE, SIZE):
         return None
     grey = read_colors(image).mean(2)
     grey = 1 - grey if np.median(grey) > 0.5 else grey
     rows, columns = (np.flatnonzero(grey.max(axis) > 0.1) for axis in (1, 0))
-    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) != BOX - 1:
+    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) not in (BOX - 2, BOX - 1):
         return None
     away = max(abs(at - (SIZE - 1) / 2) for at in ndimage.center_of_mass(grey))
     return torch.from_numpy((255 * grey).round().astype(np.uint8)) if away < 1 else None
@@ -116,13 +107,12 @@ def _ink_in_light(colors: np.ndarray) -> tuple[np.ndarray, float]:
     """
     size = (np.array(colors.shape[:2]) * 100 / max(colors.shape)).round().clip(8).astype(int)
     small, window = transform.resize_local_mean(colors, size), round(WINDOW * 100)
-    bytes_ = (255 * small).round().astype(np.uint8)
-    disk = morphology.disk(window)
-    difference = small - np.stack([filters.rank.median(bytes_[..., i], disk) / 255 for i in range(3)], 2)
+    levels, disk = (255 * small).round().astype(np.uint8), morphology.disk(window)
+    difference = small - np.stack([filters.rank.median(levels[..., i], disk) / 255 for i in range(3)], 2)
     lighter = difference.sum(2) > 0
-    light, towards = _direction(difference[lighter]), _direction(difference[~lighter])
-    if np.linalg.norm(light) > 10 * np.linalg.norm(towards):  # paper in a shadow looks like light ink as well
-        towards = light
+    light, dark = _direction(difference[lighter]), _direction(difference[~lighter])
+    # Paper in a shadow looks like light ink as well.
+    towards = light if np.linalg.norm(light) > 10 * np.linalg.norm(dark) else dark
     value = ndimage.gaussian_filter(colors @ (-towards / max(np.linalg.norm(towards), 1e-9)), 1)
     ground = _closed(value, round(WINDOW * min(value.shape)))
     ink = (ground - value) / (abs(ground) + 0.15)
@@ -169,7 +159,7 @@ def _without_lines(ink: np.ndarray, least: float) -> np.ndarray:
     return cleared
 
 
-def _digit(colors: np.ndarray) -> np.ndarray:
+def _digit(colors: np.ndarray, in_panel: bool = False) -> np.ndarray:
     """The strokes of the digit, float (H, W) from 0 to 1: the region with most ink, and parts of it that are near.
 
     The checks reject pictures that the net would still classify as some digit; they do not detect digits.
@@ -182,14 +172,12 @@ def _digit(colors: np.ndarray) -> np.ndarray:
     ink = _without_lines(ink, least)
     first = measure.label(ink > least)
     main = _largest(first, ink)
-    if main.area_filled > max(0.95 * main.area_bbox, 1.02 * main.area) and main.extent > 0.6:
-        # a panel with something in it, as programs save images with a margin
-        return _digit(colors[tuple(slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)])
+    full_panel = main.area_filled > max(0.95 * main.area_bbox, 1.02 * main.area) and main.extent > 0.6
+    if full_panel and not in_panel and min(main.image.shape) > SIZE:  # as programs save images with a margin
+        return _digit(colors[tuple(slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)], in_panel=True)
     full = np.percentile(main.image_intensity[main.image], 90)
-    strong = filters.apply_hysteresis_threshold(ink, max(least, LOW * full), HIGH * full)  # Canny, 1986
-    labels = measure.label(strong)
-    main = _largest(np.where(first == main.label, labels, 0), ink)
-    mask = _joined(labels, main)
+    labels = measure.label(filters.apply_hysteresis_threshold(ink, max(least, LOW * full), HIGH * full))  # Canny, 1986
+    mask = _joined(labels, _largest(np.where(first == main.label, labels, 0), ink))
     part = measure.regionprops(mask.astype(np.uint8))[0]
     height, width = part.image.shape
     if width > 2.2 * height:
@@ -213,12 +201,12 @@ def _joined(labels: np.ndarray, main: Any) -> np.ndarray:
         gap, part = min(((away[part.slice][part.image].min(), part) for part in parts), key=lambda pair: pair[0])
         parts.remove(part)
         large, tall = part.area / whole.area, part.image.shape[0] / whole.image.shape[0]
-        apart = [_apart(part, whole, axis) for axis in (0, 1)]
+        spans = [[(one.bbox[axis], one.bbox[axis + 2]) for one in (part, whole)] for axis in (0, 1)]
+        apart = [min(b, d) - max(a, c) < 0.2 * min(b - a, d - c) for (a, b), (c, d) in spans]  # they hardly overlap
         several = (gap > 0.1 and tall > 0.5 and any(apart) and large > 0.15) or (gap > 0.25 and large > 0.4)
-        top, _, bottom, _ = part.bbox
-        beyond = _at_edge(part, mask.shape) and not _at_edge(whole, mask.shape)  # a table or a shadow; a neighbour
-        if beyond:  # is as tall as the digit, and does not reach a corner
-            several = apart[1] and not apart[0] and 0.7 < tall < 1.5 and top > 1 and bottom < len(mask) - 1
+        if beyond := _at_edge(part, mask.shape) and not _at_edge(whole, mask.shape):
+            in_corner = part.bbox[0] <= 1 or part.bbox[2] >= len(mask) - 1  # as a table or a shadow
+            several = apart[1] and not apart[0] and 0.7 < tall < 1.5 and not in_corner  # as tall as the digit
         if several:
             raise PictureError(PROBLEMS["several"])
         if gap < 0.25 and not beyond:
@@ -241,12 +229,6 @@ def _at_edge(part: Any, shape: tuple[int, ...]) -> bool:
     """Whether a region touches the edge of a picture of that shape."""
     top, left, bottom, right = part.bbox
     return min(top, left) <= 1 or bottom >= shape[0] - 1 or right >= shape[1] - 1
-
-
-def _apart(part: Any, other: Any, axis: int) -> bool:
-    """Whether two regions hardly overlap along an axis."""
-    (a, b), (c, d) = ((region.bbox[axis], region.bbox[axis + 2]) for region in (part, other))
-    return min(b, d) - max(a, c) < 0.2 * min(b - a, d - c)
 
 
 def _like_mnist(digit: np.ndarray) -> Tensor:
