@@ -103,8 +103,9 @@ def predict(net: FinalNet, path: Path, show: bool = False) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": str(path)}
     if show:
         entry["seen"] = str(write_seen(path, image))
-    # MNIST's own images are never refused: a few of its digits are stranger than letters.
-    probabilities = classify(net, image, NONE if as_in_mnist(picture) is None else -math.inf)
+    # Some of MNIST's own digits are stranger than letters, and coarser pictures than MNIST's have little evidence.
+    trusted = as_in_mnist(picture) is not None or min(picture.size) < 28
+    probabilities = classify(net, image, -math.inf if trusted else NONE)
     if sum(probabilities) < 0.5:
         raise PictureError(PROBLEMS["none"])
     first, second = sorted(enumerate(probabilities), key=lambda item: -item[1])[:2]

@@ -58,7 +58,7 @@ def as_in_mnist(image: Image.Image) -> Tensor | None:
     grey = read_colors(image).mean(2)
     grey = 1 - grey if np.median(grey) > 0.5 else grey
     rows, columns = (np.flatnonzero(grey.max(axis) > 0.1) for axis in (1, 0))
-    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) not in (BOX - 2, BOX - 1):
+    if grey.max() < 0.5 or max(np.ptp(rows), np.ptp(columns)) != BOX - 1:
         return None
     away = max(abs(at - (SIZE - 1) / 2) for at in ndimage.center_of_mass(grey))
     return torch.from_numpy((255 * grey).round().astype(np.uint8)) if away < 1 else None
@@ -172,7 +172,7 @@ def _digit(colors: np.ndarray, in_panel: bool = False) -> np.ndarray:
     ink = _without_lines(ink, least)
     first = measure.label(ink > least)
     main = _largest(first, ink)
-    full_panel = main.area_filled > max(0.95 * main.area_bbox, 1.02 * main.area) and main.extent > 0.6
+    full_panel = main.area_filled > max(0.95 * main.area_bbox, 1.005 * main.area) and main.extent > 0.6
     if full_panel and not in_panel and min(main.image.shape) > SIZE:  # as programs save images with a margin
         return _digit(colors[tuple(slice(s.start + SIZE // 4, s.stop - SIZE // 4) for s in main.slice)], in_panel=True)
     full = np.percentile(main.image_intensity[main.image], 90)
