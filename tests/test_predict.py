@@ -18,7 +18,7 @@ from scipy import ndimage
 import predict
 import utils
 from tinymnist.picture import PictureError, open_picture
-from tinymnist.prepare import prepare
+from tinymnist.prepare import PROBLEMS, prepare
 from utils import normalize
 
 FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif-Bold", "STIXGeneral"]
@@ -105,6 +105,23 @@ def test_blurred_thin_and_broken_strokes_are_read():
     assert read(broken) == 8
 
 
+def test_pale_ink_and_ink_that_varies_are_read():
+    pale, broken = Image.eval(text("5").convert("L"), lambda value: 240 + value // 17), text("5", size=160)
+    assert read(pale) == 5
+    fades = 1 - (1 - np.asarray(broken.convert("L"), float) / 255) * np.linspace(1, 0.42, broken.height)[:, None]
+    assert read(grey(fades)) == 5
+    y, x = np.indices((480, 360)) / 480
+    paper = np.full((480, 360), 0.75)
+    paper[100:420, 30:350] -= 0.2 * (1 - np.asarray(text("7", size=160).convert("L"), float) / 255)
+    assert read(grey(paper * (1 - 0.4 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)))) == 7
+
+
+def test_a_digit_on_a_panel_with_a_margin_is_read():
+    for digit in range(10):
+        panel = ImageOps.invert(text(str(digit), size=150)).crop((30, 0, 270, 280))
+        assert read(ImageOps.expand(panel, (60, 40, 50, 70), fill="white")) == digit
+
+
 @pytest.mark.parametrize("name", ["shadow-7", "uneven-2", "lined-3", "graph-2", "table-8"])
 def test_photographs_of_paper_are_read(name):
     assert read(open_picture(Path(__file__).parent / "pictures" / f"{name}.jpg")) == int(name[-1])
@@ -147,7 +164,9 @@ def test_ruled_lines_are_removed_from_under_the_digit():
         (Image.new("L", (3, 5000), 255), "too few"),
         (text("47"), "side by side"),
         (text("11"), "side by side"),
+        (text("12").crop((52, 0, 240, 160)), "side by side"),  # a neighbour at the edge
         (text("—"), "too wide"),
+        (grey(np.tile(np.pad(np.zeros((20, 20)), 20, constant_values=1), (5, 5))), "much beside"),
         (ImageOps.expand(Image.new("L", (80, 80)), 40, fill=255), "filled area"),
     ],
 )
@@ -201,7 +220,8 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(monkeypatch, tmp_path
     else:
         whole = (tmp_path / "bad.png").read_bytes()
         (tmp_path / "bad.png").write_bytes(whole[:-300] if content == "cut short" else content)
-    with pytest.raises(PictureError, match=r"^[^\n]*: use a PNG or JPEG file$"):
+    advice = "make the picture smaller" if content == "too many pixels" else "use a PNG or JPEG file"
+    with pytest.raises(PictureError, match=rf"^[^\n]*: {advice}$"):
         open_picture(tmp_path / "bad.png")
 
 
@@ -246,6 +266,34 @@ def test_each_image_is_classified_and_each_error_is_one_line(capsys, monkeypatch
     assert call(capsys, "--json", names[0])[::2] == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("logits", "line"),
+    [
+        ([0, 0, 0, 0, 20, 0, 0, 0, 0, 15], r"4 \(99\.\d%\), then 9 \(0\.\d%\)"),
+        ([0, 0, 0, 0, 20, 0, 0, 0, 0, 19], r"not sure: 4 \(73\.1%\) or 9 \(26\.9%\)"),
+        ([0, 0, 0, 0, 8, 0, 0, 0, 0, 0], r"not sure: 4 \(8\d\.\d%\) or \d \(0\.\d%\)"),
+        ([0, 0, 0, 0, 6, 0, 0, 0, 0, 0], None),
+    ],
+)
+def test_what_is_not_sure_is_said_with_both_candidates(capsys, monkeypatch, tmp_path, logits, line):
+    text("4").save(tmp_path / "a.png")
+    monkeypatch.setattr(predict, "load_net", lambda: lambda images: torch.tensor([logits], dtype=torch.float32))
+    code, out, err = call(capsys, tmp_path / "a.png")
+    if line is None:
+        assert (code, out, err) == (2, "", f"predict.py: {tmp_path / 'a.png'}: {PROBLEMS['none']}\n")
+        return
+    assert code == 0
+    assert re.fullmatch(f"{re.escape(str(tmp_path))}/a.png: {line}\n", out)
+    (entry,) = json.loads(call(capsys, "--json", tmp_path / "a.png")[1])
+    assert (entry["digit"], entry["sure"]) == (4, "not sure" not in line)
+
+
+def test_one_in_1000_training_images_has_less_evidence_than_none(mnist):
+    with torch.no_grad():
+        logits = torch.cat([net()(normalize(images)) for images in mnist.train_images.split(2000)])
+    assert (logits.logsumexp(1) < predict.NONE).float().mean() == pytest.approx(0.001, abs=2e-4)
+
+
 def test_show_writes_the_input_of_the_net_and_overwrites_nothing_but_that(capsys, tmp_path):
     text("4").save(tmp_path / "a.png")
     text("7").save(tmp_path / "a.jpg")
@@ -260,9 +308,11 @@ def test_show_writes_the_input_of_the_net_and_overwrites_nothing_but_that(capsys
         for name, path in zip(names, seen, strict=True):
             assert np.array_equal(np.asarray(Image.open(path)), prepare(open_picture(name)).numpy())
     before = sorted(tmp_path.iterdir())
-    code, out, _ = call(capsys, "--json", "--show", *seen)
+    code, out, err = call(capsys, "--json", "--show", *seen)
+    assert (code, json.loads(out), err.count("skipped")) == (0, [], 3)
+    assert sorted(tmp_path.iterdir()) == before  # what the net saw is no picture of the user's
+    code, out, _ = call(capsys, "--json", *seen)
     assert [entry["digit"] for entry in json.loads(out)] == [4, 7, 2]
-    assert sorted(tmp_path.iterdir()) == before  # what the net saw gets no file of its own
     assert (tmp_path / "b-seen.png").read_bytes() == b"of the user"
     Image.new("L", (28, 28)).save(seen[2])
     code, out, err = call(capsys, "--show", names[2])

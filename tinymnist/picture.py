@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 LARGEST = 800  # pixels; larger pictures are reduced first, to a size still far above MNIST's
-T = Image.Transpose
-TURNS = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_270}
-TURNS |= {7: T.TRANSVERSE, 8: T.ROTATE_90}  # by the EXIF orientation
 
 
 class PictureError(ValueError):
@@ -33,19 +31,14 @@ def open_picture(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.load()
-                return _upright(image)
+                with contextlib.suppress(Exception):  # damaged EXIF, which is written again after the picture is turned
+                    ImageOps.exif_transpose(image, in_place=True)
+                return image.copy()
+    except Image.DecompressionBombError as error:
+        raise PictureError("it has too many pixels to be read safely: make the picture smaller") from error
     except Exception as error:  # a damaged file can raise nearly anything
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise PictureError(f"this is not an image that can be read ({reason}): use a PNG or JPEG file") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says; damaged EXIF beside it does not matter."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as above
-        turn = None
-    return image.copy() if turn is None else image.transpose(turn)
 
 
 def read_colors(image: Image.Image) -> np.ndarray:
