@@ -1,0 +1,113 @@
+"""`demo.html`, the net on a page: the template `page.html` with weights, numbers and examples from the records."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.export import folded
+from model import FinalNet
+from predict import load_net
+from tinymnist import runs
+from tinymnist.augmentation import STD
+from tinymnist.receptive_field import receptive_field
+from utils import Digits, count_parameters, load_runs
+
+PAGE = runs.REPOSITORY / "demo.html"
+TEMPLATE = Path(__file__).with_name("page.html")
+PLACE = "const DATA = null;"  # of the template
+SEED = 0  # of the published run whose net the page computes
+HARD = 6  # how many images that most nets get wrong are shown
+
+# What a drawing is refused for, in the words of predict.py; the page says what to do.
+PROBLEMS = {
+    "blank": "it is blank, or has too little contrast",
+    "several": "it shows no single digit (parts side by side)",
+    "wide": "it shows no single digit (too wide)",
+    "filled": "it shows no single digit (a filled area, no strokes)",
+}
+
+
+def easy_examples(digits: Digits) -> list[dict[str, Any]]:
+    """The first test image of each digit, as `results/examples.json` holds them: like those of `errors.json`."""
+    indices = [int((digits.test_labels == label).nonzero()[0, 0]) for label in range(10)]
+    images = [base64.b64encode(digits.test_images[index].numpy().tobytes()).decode() for index in indices]
+    return [{"index": i, "label": k, "pixels": image} for k, (i, image) in enumerate(zip(indices, images, strict=True))]
+
+
+def weights_of(net: FinalNet) -> Tensor:
+    """The weights of a net, float32 (n,): each layer's kernel (height, width, inputs, outputs), then its biases.
+
+    BatchNorm is folded into the convolutions. The head is a convolution whose kernel covers the last map.
+
+    Raises:
+        ValueError: a scale of BatchNorm is negative, so that it cannot change places with max-pooling.
+    """
+    whole, values = folded(copy.deepcopy(net).double()), []
+    for name, layer in whole.named_children():
+        if isinstance(layer, nn.BatchNorm2d):
+            raise ValueError(f"{name} has a negative scale, which cannot be folded into the convolution before pooling")
+        if isinstance(layer, nn.Sequential):
+            layer = layer[0]
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            kernel = layer.weight if layer.weight.dim() == 4 else layer.weight.unflatten(1, (-1, 3, 3))
+            assert layer.bias is not None
+            values += [kernel.permute(2, 3, 1, 0).flatten(), layer.bias]
+    return torch.cat(values).detach().float()
+
+
+def data() -> dict[str, Any]:
+    """What the page shows and computes with, from the records.
+
+    Raises:
+        OSError: a record or the weights are missing or damaged.
+        ValueError: they are not of today's code.
+    """
+    net = load_net(SEED)
+    run = next(run for run in load_runs("steps", "step3") if run["seed"] == SEED)
+    history = run["history"]
+    errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
+    easy = json.loads((runs.RESULTS / "examples.json").read_bytes())
+    hard = [
+        {key: image[key] for key in ("index", "label", "pixels")}
+        | {"wrong": errors["models"] - image["votes"][image["label"]]}
+        for image in errors["images"][:HARD]
+    ]
+    fields = [
+        {"layer": row.name, "kernel": row.kernel, "stride": row.stride, "padding": row.padding, "size": row.size_out}
+        | {"channels": row.channels_out, "jump": row.jump, "field": row.receptive_field}
+        for row in receptive_field(net)
+    ]
+    return {
+        "parameters": count_parameters(net),
+        "seed": SEED,
+        "correct": history["test_correct"][-1],
+        "total": history["test_total"][-1],
+        "models": errors["models"],
+        "scale": 255 * STD,
+        "views": net.views,
+        "fields": fields,
+        "problems": PROBLEMS,
+        "examples": easy + hard,
+        "weights": base64.b64encode(weights_of(net).numpy().astype("<f4").tobytes()).decode(),
+    }
+
+
+def page() -> bytes:
+    """The whole of `demo.html`.
+
+    Raises:
+        OSError, ValueError: as `data`.
+    """
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data().items()]
+    before, place, after = TEMPLATE.read_text().partition(PLACE)
+    if not place:
+        raise ValueError(f"{TEMPLATE.name} has no line `{PLACE}`")
+    values = "{\n" + "".join(lines) + "}"
+    return (before + PLACE.replace("null", values) + after).encode()
