@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 NAMES = "chromium", "chromium-browser", "google-chrome"
-PICTURED = 61  # the test image that is drawn for the README
+PICTURED = 32  # the test image that is drawn for the README
 Stroke = list[tuple[float, float]]  # points, as parts of the sheet's side, across and down
 
 # Draws with a pen as a hand does, and waits until the page has read it.
@@ -92,7 +92,10 @@ def strokes_of(image: np.ndarray) -> list[Stroke]:
         drawn = skeleton - left - set(line[1:-1])
         joined = [*around(line[0], drawn - {line[-1]})[:1], *line, *around(line[-1], drawn)[:1]]
         if len(line) > 1 or len(joined) == 1:  # a single point beside another line is that line's
-            strokes.append([(x / image.shape[1], y / image.shape[0]) for y, x in joined])
+            points = np.array(joined, float)
+            for _ in range(2):  # a hand does not go from pixel to pixel
+                points[1:-1] = (points[:-2] + 2 * points[1:-1] + points[2:]) / 4
+            strokes.append([(float(x), float(y)) for y, x in points / image.shape])
     return strokes
 
 
@@ -105,12 +108,13 @@ def scattered(strokes: list[Stroke], random: np.random.Generator) -> list[Stroke
     zoom = random.uniform(0.35, 0.8) / max(size[1], size[0] + abs(slant) * size[1])
     reach = zoom * np.ptp((points - middle) @ shear, axis=0) / 2 + 0.06  # and half of the pen's width
     place = random.uniform(reach, 1 - reach)
-    return [[(float(x), float(y)) for x, y in zoom * (stroke - middle) @ shear + place] for stroke in map(np.array, strokes)]
+    moved = [zoom * (np.array(stroke) - middle) @ shear + place for stroke in strokes]
+    return [[(float(x), float(y)) for x, y in stroke] for stroke in moved]
 
 
 def picture(browser: Browser, strokes: list[Stroke]) -> bytes:
     """The page with a digit drawn on it and a unit pointed at, as PNG."""
-    page = browser.new_page(viewport={"width": 1216, "height": 1000}, color_scheme="light")
+    page = browser.new_page(viewport={"width": 1216, "height": 1150}, color_scheme="light")
     page.goto(PAGE.as_uri())
     page.evaluate(DRAW, strokes)
     page.locator(".layer canvas").nth(1).hover(position={"x": 130, "y": 40})

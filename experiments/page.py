@@ -1,10 +1,15 @@
-"""`demo.html`, the net on a page: the template `page.html` with weights, numbers and examples from the records."""
+"""`demo.html`, the net on a page: the template `page.html` with weights, numbers and examples from the records.
+
+python -m experiments.page            write it, and the examples that are easy, results/examples.json
+python -m experiments.page --check    write nothing; exit code 1 and a line if the page differs
+"""
 
 from __future__ import annotations
 
 import base64
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +21,10 @@ from model import FinalNet
 from predict import load_net
 from tinymnist import runs
 from tinymnist.augmentation import STD
+from tinymnist.cli import OneLineParser
 from tinymnist.receptive_field import receptive_field
-from utils import Digits, count_parameters, load_runs
+from tinymnist.runs import write_atomically
+from utils import DataError, Digits, count_parameters, load_mnist, load_runs
 
 PAGE = runs.REPOSITORY / "demo.html"
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -31,14 +38,18 @@ PROBLEMS = {
     "several": "it shows no single digit (parts side by side)",
     "wide": "it shows no single digit (too wide)",
     "filled": "it shows no single digit (a filled area, no strokes)",
+    "scribble": "it shows no single digit (a scribble)",
 }
 
 
-def easy_examples(digits: Digits) -> list[dict[str, Any]]:
-    """The first test image of each digit, as `results/examples.json` holds them: like those of `errors.json`."""
-    indices = [int((digits.test_labels == label).nonzero()[0, 0]) for label in range(10)]
-    images = [base64.b64encode(digits.test_images[index].numpy().tobytes()).decode() for index in indices]
-    return [{"index": i, "label": k, "pixels": image} for k, (i, image) in enumerate(zip(indices, images, strict=True))]
+def easy_examples(digits: Digits) -> bytes:
+    """`results/examples.json`: the first test image of each digit, in the form of those of `errors.json`."""
+    images = []
+    for label in range(10):
+        index = int((digits.test_labels == label).nonzero()[0, 0])
+        pixels = base64.b64encode(digits.test_images[index].numpy().tobytes()).decode()
+        images.append({"index": index, "label": label, "pixels": pixels})
+    return (json.dumps(images).replace('{"index"', '\n{"index"') + "\n").encode()  # one image a line
 
 
 def weights_of(net: FinalNet) -> Tensor:
@@ -111,3 +122,29 @@ def page() -> bytes:
         raise ValueError(f"{TEMPLATE.name} has no line `{PLACE}`")
     values = "{\n" + "".join(lines) + "}"
     return (before + PLACE.replace("null", values) + after).encode()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check the page.
+
+    Returns:
+        the exit code: 1 if with --check the page differs; 2 if a record, the weights or the test images are missing.
+    """
+    parser = OneLineParser("page.py", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the page differs")
+    try:
+        if parser.parse_args(arguments).check:
+            same = PAGE.exists() and PAGE.read_bytes() == page()
+            if not same:
+                print(f"page.py: {PAGE.name} differs from its template or the records: make export", file=sys.stderr)
+            return int(not same)
+        write_atomically(runs.RESULTS / "examples.json", easy_examples(load_mnist()))
+        write_atomically(PAGE, page())
+        print(f"written: {PAGE}, {PAGE.stat().st_size:,} bytes")
+    except (DataError, OSError, ValueError) as error:
+        return parser.failed(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
