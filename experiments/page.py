@@ -63,14 +63,13 @@ def weights_of(net: FinalNet) -> Tensor:
     whole, values = folded(copy.deepcopy(net).double()), []
     for name, layer in whole.named_children():
         if isinstance(layer, nn.BatchNorm2d):
-            raise ValueError(f"{name} has a negative scale, which cannot be folded into the convolution before pooling")
-        if isinstance(layer, nn.Sequential):
-            layer = layer[0]
+            raise ValueError(f"{name} has a negative scale, so it cannot be folded into the convolution before pooling")
+    for layer in whole.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            kernel = layer.weight if layer.weight.dim() == 4 else layer.weight.unflatten(1, (-1, 3, 3))
-            assert layer.bias is not None
-            values += [kernel.permute(2, 3, 1, 0).flatten(), layer.bias]
-    return torch.cat(values).detach().float()
+            weight, bias = layer.state_dict().values()
+            kernel = weight if weight.dim() == 4 else weight.unflatten(1, (-1, 3, 3))
+            values += [kernel.permute(2, 3, 1, 0).flatten(), bias]
+    return torch.cat(values).float()
 
 
 def data() -> dict[str, Any]:
