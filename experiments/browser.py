@@ -113,15 +113,18 @@ def scattered(strokes: list[Stroke], random: np.random.Generator) -> list[Stroke
 
 
 def picture(browser: Browser, strokes: list[Stroke]) -> bytes:
-    """The page with a digit drawn on it and a unit pointed at, as PNG."""
-    page = browser.new_page(viewport={"width": 1216, "height": 1150}, color_scheme="light")
+    """The page with a digit drawn on it and a unit of Layer 2 pointed at, down to that layer, as PNG."""
+    page = browser.new_page(viewport={"width": 1216, "height": 1500}, color_scheme="light")
     page.goto(PAGE.as_uri())
     page.evaluate(DRAW, strokes)
-    page.locator(".layer canvas").nth(1).hover(position={"x": 130, "y": 40})
-    page.wait_for_timeout(200)
-    image = Image.open(io.BytesIO(page.screenshot()))
-    buffer = io.BytesIO()
-    image.convert("RGB").quantize(128).save(buffer, format="PNG", optimize=True)
+    layer = page.locator(".layer canvas").nth(1)
+    layer.hover(position={"x": 391, "y": 53})
+    page.wait_for_timeout(200)  # for the next frame
+    box = layer.bounding_box()
+    assert box is not None
+    image, buffer = Image.open(io.BytesIO(page.screenshot())).convert("RGB"), io.BytesIO()
+    image = image.crop((0, 0, image.width, round(box["y"] + box["height"] + 28)))
+    image.quantize(128).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

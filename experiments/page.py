@@ -77,11 +77,10 @@ def data() -> dict[str, Any]:
 
     Raises:
         OSError: a record or the weights are missing or damaged.
-        ValueError: they are not of today's code.
+        ValueError: a record is damaged, or BatchNorm cannot be folded.
     """
     net = load_net(SEED)
-    run = next(run for run in load_runs("steps", "step3") if run["seed"] == SEED)
-    history = run["history"]
+    history = load_runs("steps", "step3")[SEED]["history"]
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     easy = json.loads((runs.RESULTS / "examples.json").read_bytes())
     hard = [
