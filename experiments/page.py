@@ -53,9 +53,10 @@ def easy_examples(digits: Digits) -> bytes:
 
 
 def weights_of(net: FinalNet) -> Tensor:
-    """The weights of a net, float32 (n,): each layer's kernel (height, width, inputs, outputs), then its biases.
+    """The weights of a net, float32 (n,): each layer's kernel (height, inputs, width, outputs), then its biases.
 
-    BatchNorm is folded into the convolutions. The head is a convolution whose kernel covers the last map.
+    A kernel runs from right to left, so that an input meets the outputs that see it in their order. BatchNorm is folded
+    into the convolutions. The head is a convolution whose kernel covers the last map.
 
     Raises:
         ValueError: a scale of BatchNorm is negative, so that it cannot change places with max-pooling.
@@ -68,7 +69,7 @@ def weights_of(net: FinalNet) -> Tensor:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             weight, bias = layer.state_dict().values()
             kernel = weight if weight.dim() == 4 else weight.unflatten(1, (-1, 3, 3))
-            values += [kernel.permute(2, 3, 1, 0).flatten(), bias]
+            values += [kernel.flip(3).permute(2, 1, 3, 0).flatten(), bias]
     return torch.cat(values).float()
 
 

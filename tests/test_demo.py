@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.morphology import skeletonize
 
 import predict
 from experiments import page as generator
@@ -91,6 +92,7 @@ def saved(url: str) -> Image.Image:
 def test_the_page_is_that_of_its_template_and_the_records():
     assert generator.main(["--check"]) == 0
     assert PAGE.stat().st_size < LARGEST
+    assert (RESULTS / "demo.png").stat().st_size < 100_000
 
 
 @pytest.mark.parametrize("content", [b"old", None])
@@ -101,6 +103,13 @@ def test_a_stale_page_is_told(monkeypatch, tmp_path, capsys, content):
     assert generator.main(["--check"]) == 1
     line = "page.py: demo.html differs from its template or the records: make export\n"
     assert capsys.readouterr().err == line
+
+
+def test_the_command_writes_the_page_and_its_examples(mnist, monkeypatch):
+    written = {}
+    monkeypatch.setattr(generator, "write_atomically", lambda path, content: written.update({path: content}))
+    assert generator.main([]) == 0
+    assert written == {path: path.read_bytes() for path in (RESULTS / "examples.json", PAGE)}
 
 
 def test_the_page_leads_to_the_repository_alone():
@@ -182,6 +191,19 @@ def test_what_a_unit_sees_is_that_of_the_table(opened):
 
 
 # ---- Drawings ----
+
+
+def test_a_pen_follows_the_skeleton_and_stays_on_the_sheet(drawn):
+    random = np.random.default_rng(0)
+    for image in drawn.test_images[:40].numpy() > 127:
+        strokes = strokes_of(image)
+        points = 28 * np.concatenate(strokes)[:, None, ::-1]
+        away = np.abs(points - np.argwhere(skeletonize(image))).max(2)
+        assert away.min(0).max() < 2  # each pixel of the skeleton is drawn, but for corners that are rounded
+        assert away.min(1).max() < 1  # and nothing else
+        moved = np.concatenate(scattered(strokes, random))
+        assert moved.min() > 0.03
+        assert moved.max() < 0.97
 
 
 def test_drawings_are_read_as_predict_reads_the_saved_sheet(opened, mnist):
