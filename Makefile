@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
 TRAINING := torch torchvision torchsummary tqdm matplotlib  # what train.py needs; numpy and filelock come with them
 
-.PHONY: help reproduce test data study report report-check errors export bench notebooks clean
+.PHONY: help reproduce test data study report report-check errors export picture bench notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -27,14 +27,19 @@ study: .venv/training ## train what is missing of the runs that the report shows
 report: .venv/installed ## write results/README.md and the pictures from the records
 	$(BIN)/python -m experiments.report
 
-report-check: .venv/tools ## fail if what the report writes differs from the records, or the definition of a record from the code
+report-check: .venv/tools ## fail if what the report or demo.html shows differs from the records, or a record's definition from the code
 	$(BIN)/python -m experiments.report --check
+	$(BIN)/python -m experiments.page --check
 
 errors: .venv/installed ## find the test images that the published nets get wrong
 	$(BIN)/python -m experiments.errors
 
-export: .venv/tools ## write the final net as ONNX, in float32 and in 8 bits, and measure both
+export: .venv/tools ## write the final net as ONNX, in float32 and in 8 bits, and measure both; and as a page, demo.html
 	$(BIN)/python -m experiments.export
+	$(BIN)/python -m experiments.page
+
+picture: .venv/tools ## write the README's picture of demo.html; it needs Chromium or Chrome
+	$(BIN)/python -m experiments.browser
 
 bench: .venv/training ## time the usual pipeline against this one, on the best device there is
 	$(BIN)/python -m experiments.bench

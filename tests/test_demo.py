@@ -1,111 +1,370 @@
-"""demo.py: its response to a drawing, and the page itself in a browser."""
+"""demo.html: the net on the page is that of PyTorch, and what is drawn is read as predict.py reads it."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-from importlib.util import find_spec
+import base64
+import html
+import io
+import math
+import re
 
+import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image
+from skimage.morphology import skeletonize
 
-import demo
 import predict
+from experiments import page as generator
+from experiments.browser import DRAW, NoBrowserError, chromium, scattered, strokes_of
+from experiments.page import PAGE, PROBLEMS
+from model import FinalNet
+from tinymnist.picture import PictureError
+from tinymnist.prepare import prepare
+from tinymnist.receptive_field import receptive_field
+from tinymnist.runs import RESULTS, load_runs
+from utils import normalize
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Points of the canvas, as parts of its sides; a long way from one to the next would leave a gap.
-SEVEN = [(0.35 + 0.06 * k, 0.25) for k in range(6)] + [(0.65 - 0.04 * k, 0.25 + 0.1 * k) for k in range(1, 6)]
-ONE = [(0.5, 0.25 + 0.1 * k) for k in range(6)]
+LARGEST = 120_000  # bytes of the page
+DRAWINGS = 500
+SEVEN = [(0.3 + 0.05 * k, 0.25) for k in range(9)] + [(0.7 - 0.03 * k, 0.25 + 0.07 * k) for k in range(1, 9)]
+ONE = [(0.5, 0.25 + 0.07 * k) for k in range(8)]
+TWO_DIGITS = [[(0.25, y) for _, y in ONE], [(0.4 + 0.55 * x, y) for x, y in SEVEN]]
+ACROSS = [(0.1 + 0.08 * k, 0.5) for k in range(11)]
+ZIGZAG = [(0.2 + 0.6 * abs(k / 8 % 2 - 1), 0.2 + 0.003 * k) for k in range(200)]
+LOOPS = [(0.2 + 0.004 * t + 0.16 * math.cos(0.14 * t), 0.5 + 0.25 * math.sin(0.14 * t)) for t in range(150)]
 VIEWS = {
-    "desktop": {"viewport": {"width": 1200, "height": 800}},
-    "phone": {"viewport": {"width": 393, "height": 727}, "has_touch": True, "is_mobile": True},
+    "desktop": {"viewport": {"width": 1280, "height": 800}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
 }
 
 
-def test_a_drawing_is_classified_and_what_is_no_digit_gets_a_remark():
-    net, picture = predict.load_net(), demo.blank()
-    assert demo.respond(net, {"composite": picture}) == ({}, None, "Draw a digit.")
-    line = [(demo.SIDE * x, demo.SIDE * y) for x, y in SEVEN]
-    ImageDraw.Draw(picture).line(line, fill="black", width=18, joint="curve")
-    probabilities, seen, remark = demo.respond(net, {"composite": picture})
-    assert max(probabilities, key=probabilities.get) == "7"
-    assert (len(probabilities), seen.shape, remark) == (10, (224, 224), "")
-    two = Image.new("RGB", (2 * demo.SIDE, demo.SIDE), "white")
-    two.paste(picture, (0, 0))
-    two.paste(picture, (demo.SIDE, 0))
-    probabilities, _, remark = demo.respond(net, {"composite": two})
-    assert probabilities == {}
-    assert "no single digit" in remark
-
-
-def test_without_gradio_it_says_what_to_do(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit) as stop:
-        demo.main([])
-    err = capsys.readouterr().err
-    assert (stop.value.code, err.count("\n")) == (2, 1)
-    assert err.endswith('pip install "gradio>=5"\n')
-
-
-def test_missing_weights_are_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(predict, "RESULTS", tmp_path)
-    assert demo.main([]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "step3.pt" in err
-
-
 @pytest.fixture(scope="module")
-def address():
-    """Where a demo runs, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, demo.__file__, "--port", str(port)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+def browser():
+    try:
+        with chromium() as running:
+            yield running
+    except NoBrowserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens the page from disk; in the end, it must have asked for nothing and complained of nothing."""
+    contexts, noticed = [], []
+
+    def open_page(view: str = "desktop", **options):
+        contexts.append(browser.new_context(**VIEWS[view], **options))
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda message: noticed.append(message.text))
+        tab.on("pageerror", lambda error: noticed.append(str(error)))
+        tab.on("request", lambda request: noticed.append(request.url))
+        tab.goto(PAGE.as_uri())
+        says(tab, r"^\d \(")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [line for line in noticed if not line.startswith((PAGE.as_uri(), "data:"))] == []
+
+
+def says(tab, pattern: str, place: str = "#verdict") -> None:
+    """Wait until the page says so."""
+    from playwright.sync_api import expect
+
+    expect(tab.locator(place)).to_have_text(re.compile(pattern))
+
+
+def draw(tab, strokes) -> str:
+    """Draw on an empty sheet; returns what the page says."""
+    tab.evaluate("document.getElementById('clear').click()")
+    tab.evaluate(DRAW, strokes)
+    return tab.locator("#verdict").text_content()
+
+
+def saved(url: str) -> Image.Image:
+    """The picture of a data: URL, as if it were saved and opened."""
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+# ---- The file ----
+
+
+def test_the_page_is_that_of_its_template_and_the_records():
+    assert generator.main(["--check"]) == 0
+    assert PAGE.stat().st_size < LARGEST
+    assert (RESULTS / "demo.png").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("content", [b"old", None])
+def test_a_stale_page_is_told(monkeypatch, tmp_path, capsys, content):
+    monkeypatch.setattr(generator, "PAGE", tmp_path / "demo.html")
+    if content:
+        (tmp_path / "demo.html").write_bytes(content)
+    assert generator.main(["--check"]) == 1
+    line = "page.py: demo.html differs from its template or the records: make export\n"
+    assert capsys.readouterr().err == line
+
+
+def test_the_command_writes_the_page_and_its_examples(mnist, monkeypatch):
+    written = {}
+    monkeypatch.setattr(generator, "write_atomically", lambda path, content: written.update({path: content}))
+    assert generator.main([]) == 0
+    assert written == {path: path.read_bytes() for path in (RESULTS / "examples.json", PAGE)}
+
+
+def test_the_page_leads_to_the_repository_alone():
+    urls = re.findall(r"[a-z]+://[^\s\"'<>)]+", PAGE.read_text())
+    assert set(urls) == {"https://github.com/tiny-mnist/tiny-mnist", "http://www.w3.org/2000/svg"}  # the latter a name
+    assert re.findall(r"\b(?:src|href)=\"(?!https:|data:)|url\(|@import|fetch\(|XMLHttp", PAGE.read_text()) == []
+
+
+def test_the_examples_are_test_images(mnist):
+    assert (RESULTS / "examples.json").read_bytes() == generator.easy_examples(mnist)
+    for example in generator.data()["examples"]:
+        pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8)
+        assert np.array_equal(pixels, mnist.test_images[example["index"]].numpy().ravel())
+        assert example["label"] == mnist.test_labels[example["index"]]
+
+
+def test_a_negative_scale_is_not_folded():
+    net = FinalNet()
+    net.norm3.weight.data[0].neg_()
+    with pytest.raises(ValueError, match="norm3 has a negative scale"):
+        generator.weights_of(net)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_their_ground(theme):
+    colors = {}
+    for name, value in re.findall(r"--(\w+): #([\da-f]{6})", PAGE.read_text()):
+        channels = np.frombuffer(bytes.fromhex(value), np.uint8) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        colors.setdefault(name, []).append(float(linear @ [0.2126, 0.7152, 0.0722]))
+    for ground in ("ground", "sheet"):
+        for words in ("text", "soft", "accent", "point"):
+            lighter, darker = sorted((colors[words][theme], colors[ground][theme]), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (words, ground)  # WCAG 2.2, level AA
+
+
+# ---- The net ----
+
+
+def test_the_page_computes_what_pytorch_does_on_all_test_images(opened, mnist):
+    tab = opened()
+    found = tab.evaluate(
+        """(text) => {
+          const all = Uint8Array.from(atob(text), (character) => character.charCodeAt(0)), found = [];
+          for (let at = 0; at < all.length; at += 784) found.push(tinyMnist.logits(all.subarray(at, at + 784)));
+          return found;
+        }""",
+        base64.b64encode(mnist.test_images.numpy().tobytes()).decode(),
+    )
+    net = predict.load_net()
+    with torch.no_grad():
+        expected = torch.cat([net(normalize(batch)) for batch in mnist.test_images.split(250)])
+    logits = torch.tensor(found)
+    assert (logits - expected).abs().max() < 1e-3
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    correct = int((logits.argmax(1) == mnist.test_labels).sum())
+    assert correct == load_runs("steps", "step3")[0]["history"]["test_correct"][-1]
+    assert f"{correct:,} of MNIST's 10,000 test images right, {correct / 100:.2f} %" in tab.inner_text("#accuracy")
+
+
+def test_what_a_unit_sees_is_that_of_the_table(opened):
+    tab = opened()
+    rows = receptive_field(FinalNet())
+    layers = [row for row, after in zip(rows, [*rows[1:], None], strict=True) if after is None or after.name != "pool"]
+    for number, row in enumerate(layers[1:-1]):  # without the input and the head
+        canvas = tab.locator(".layer canvas").nth(number)
+        canvas.focus()
+        tab.keyboard.press("ArrowRight")
+        words = tab.inner_text("#unit")
+        assert f"Layer {number + 1}, map 1, row 1, column 2" in words
+        assert f"Receptive field: {row.receptive_field}×{row.receptive_field} pixels" in words
+        assert f"{row.channels_out} maps of {row.size_out} by {row.size_out}" in canvas.get_attribute("aria-label")
+    assert "of which 17×24 lie in the view. Its window on layer 3: 3×4 units" in words
+    tab.locator("#bars li").nth(4).hover()
+    field = rows[-1].receptive_field
+    assert f"Receptive field: {field}×{field} pixels, of which 24×24 lie in the view" in tab.inner_text("#unit")
+    tab.locator("#digit").hover()
+    assert "Point at a unit" in tab.inner_text("#unit")
+
+
+# ---- Drawings ----
+
+
+def test_a_pen_follows_the_skeleton_and_stays_on_the_sheet(drawn):
+    random = np.random.default_rng(0)
+    for image in drawn.test_images[:40].numpy() > 127:
+        strokes = strokes_of(image)
+        points = 28 * np.concatenate(strokes)[:, None, ::-1]
+        away = np.abs(points - np.argwhere(skeletonize(image))).max(2)
+        assert away.min(0).max() < 2  # each pixel of the skeleton is drawn, but for corners that are rounded
+        assert away.min(1).max() < 1  # and nothing else
+        moved = np.concatenate(scattered(strokes, random))
+        assert moved.min() > 0.03
+        assert moved.max() < 0.97
+
+
+def test_drawings_are_read_as_predict_reads_the_saved_sheet(opened, mnist):
+    """Test images become strokes of a pen, scaled, slanted and moved at random."""
+    random, net, tab = np.random.default_rng(0), predict.load_net(), opened()
+    images = mnist.test_images[:DRAWINGS].numpy() > 127
+    found = tab.evaluate(
+        f"""async (drawings) => {{
+          const draw = {DRAW}, found = [];
+          for (const strokes of drawings) {{
+            document.getElementById("clear").click();
+            await draw(strokes);
+            found.push([document.getElementById("verdict").textContent, document.getElementById("pen").toDataURL()]);
+          }}
+          return found;
+        }}""",
+        [scattered(strokes_of(image), random) for image in images],
+    )
+    same = right = 0
+    for (words, url), label in zip(found, mnist.test_labels.tolist(), strict=False):
+        digit = re.match(r"(?:not sure: )?(\d) \(", words)
         try:
-            assert any(f":{port}" in line for line in process.stdout)  # it says where it is once it is there
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+            probabilities = predict.classify(net, prepare(saved(url)))
+        except PictureError as error:
+            same += words.partition(":")[0] in str(error)
+        else:
+            same += bool(digit) and int(digit[1]) == int(np.argmax(probabilities))
+        right += bool(digit) and int(digit[1]) == label
+    assert same >= 0.99 * DRAWINGS
+    assert right >= 0.96 * DRAWINGS
 
 
-def draw(page, points: list[tuple[float, float]], touch: bool) -> None:
-    """Draw a line through points of the canvas with a finger or the mouse."""
-    boxes = [None]
-    while boxes.count(boxes[-1]) < 3:  # until the canvas has its final size
-        page.wait_for_timeout(300)
-        boxes.append(page.locator("canvas").first.bounding_box())
-    left, top, width, height = (boxes[-1][name] for name in ("x", "y", "width", "height"))
-    path = [(left + x * width, top + y * height) for x, y in points]
-    if touch:
-        finger, kinds = page.context.new_cdp_session(page), ["touchStart"] + (len(path) - 1) * ["touchMove"]
-        for kind, (x, y) in zip(kinds, path, strict=True):
-            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    else:
-        page.mouse.move(*path[0])
-        page.mouse.down()
-        for point in path[1:]:
-            page.mouse.move(*point)
-        page.mouse.up()
+@pytest.mark.parametrize(
+    ("problem", "strokes"),
+    [
+        ("blank", []),
+        ("several", TWO_DIGITS),
+        ("wide", [ACROSS]),
+        ("filled", [ZIGZAG]),
+        ("filled", [[(0.5, 0.5)]]),
+        ("scribble", [LOOPS]),
+    ],
+    ids=["nothing", "two digits", "a line across", "back and forth", "a dot", "loops"],
+)
+def test_what_is_no_digit_is_said_to_be_none_in_the_words_of_predict(opened, problem, strokes):
+    tab = opened()
+    assert draw(tab, strokes) == f"{PROBLEMS[problem]}: draw one digit"
+    assert tab.inner_text("#digit") == "–"
+    url = tab.evaluate("document.getElementById('pen').toDataURL()")
+    if len(strokes) != 1 or strokes[0] in (ACROSS, ZIGZAG):  # predict.py reads a dot and loops as digits
+        with pytest.raises(PictureError, match=re.escape(PROBLEMS[problem])):
+            prepare(saved(url))
 
 
-@pytest.mark.skipif(not BROWSER or not find_spec("gradio"), reason="needs Gradio, and Chromium or Chrome")
 @pytest.mark.parametrize("view", VIEWS)
-def test_digits_drawn_in_the_browser_are_read_also_after_the_canvas_is_cleared(address, view):
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_context(**VIEWS[view]).new_page()
-        page.goto(address)
-        page.wait_for_selector("canvas", timeout=60_000)
-        best = page.locator("[data-testid=label-output-value]")
-        for points, digit in ((SEVEN, "7"), (ONE, "1")):
-            draw(page, points, touch=view == "phone")
-            playwright.expect(best).to_have_text(digit, timeout=60_000)
-            page.get_by_label("Clear canvas").click()
-            playwright.expect(best).to_have_count(0, timeout=60_000)
-        browser.close()
+def test_digits_are_drawn_with_mouse_and_finger_taken_back_and_cleared(opened, view):
+    tab = opened(view)
+    box = tab.locator("#pen").bounding_box()
+    finger = tab.context.new_cdp_session(tab)
+
+    def stroke(points):
+        path = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        if view == "phone":
+            for kind, (x, y) in zip(["touchStart"] + ["touchMove"] * (len(path) - 1), path, strict=True):
+                finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+            finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        else:
+            tab.mouse.move(*path[0])
+            tab.mouse.down()
+            for point in path[1:]:
+                tab.mouse.move(*point)
+            tab.mouse.up()
+
+    stroke(SEVEN)
+    says(tab, r"^7 \(\d+\.\d%\), then \d \(\d+\.\d%\)$")
+    stroke([(x - 0.4, y) for x, y in ONE])
+    says(tab, "parts side by side")
+    tab.keyboard.press("Control+z")
+    says(tab, "^7")
+    tab.locator("#clear").click()
+    says(tab, "^it is blank")
+    tab.locator("#undo").click()
+    says(tab, "^7")
+    tab.keyboard.press("Escape")
+    says(tab, "^it is blank")
+    stroke(ONE)
+    says(tab, "^1")
+    says(tab, r"^1 \(", "#said")  # to a screen reader
+    assert tab.evaluate("[scrollX, scrollY]") == [0, 0]
+    assert tab.evaluate("document.documentElement.scrollWidth") == VIEWS[view]["viewport"]["width"]
+
+
+def test_what_is_not_sure_is_said_with_both_candidates(opened):
+    tab = opened()
+    tab.get_by_role("button", name="Test image 9729").click()  # all nets take this 5 for a 6
+    says(tab, r"^not sure: 6 \(\d\d\.\d%\) or 5 \(\d\d\.\d%\)$")
+    assert tab.inner_text("#remark") == "Test image 9729, labelled 5: 20 of 20 nets get it wrong"
+
+
+def test_pixels_go_from_prepare_to_logits_whatever_the_colours(opened):
+    tab = opened()
+    found = tab.evaluate(
+        """(points) => ["white", "black", null].map((ground) => {
+          const canvas = Object.assign(document.createElement("canvas"), { width: 300, height: 200 });
+          const pen = canvas.getContext("2d");
+          pen.fillStyle = ground;
+          if (ground) pen.fillRect(0, 0, 300, 200);
+          Object.assign(pen, { lineWidth: 16, strokeStyle: ground === "black" ? "white" : "black" });
+          points.forEach(([x, y]) => pen.lineTo(300 * x, 200 * y));
+          pen.stroke();
+          const pixels = tinyMnist.prepare(pen.getImageData(0, 0, 300, 200)), logits = tinyMnist.logits(pixels);
+          return [pixels, logits.indexOf(Math.max(...logits))];
+        })""",
+        SEVEN,
+    )
+    assert [digit for _, digit in found] == [7, 7, 7]
+    for pixels, _ in found:
+        image = np.array(pixels).reshape(28, 28)
+        rows, columns = (np.flatnonzero(image.max(axis) > 60) for axis in (1, 0))
+        assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 20
+        assert np.abs(image - np.array(found[0][0]).reshape(28, 28)).max() < 8
+
+
+# ---- The page ----
+
+
+def test_the_page_works_within_another_as_in_a_notebook(browser):
+    tab = browser.new_page()
+    tab.set_content(f'<iframe srcdoc="{html.escape(PAGE.read_text())}" width="1000" height="900"></iframe>')
+    inner = tab.frames[1]
+    inner.wait_for_selector(".layer canvas")
+    inner.evaluate(DRAW, [SEVEN])
+    assert inner.inner_text("#verdict").startswith("7 (")
+    tab.close()
+
+
+def test_what_can_be_operated_has_a_name_and_the_keyboard_reaches_it(opened):
+    tab = opened()
+    names = tab.evaluate(
+        """[...document.querySelectorAll("button, input, canvas[tabindex], canvas[role]")].map((one) =>
+          one.getAttribute("aria-label") ?? one.textContent + [...one.labels ?? []].map((label) => label.innerText))"""
+    )
+    assert len(names) == 2 + 16 + 4 + 4 + 2  # tools, examples, views, layers, sheet and image
+    assert all(len(name.strip()) > 3 for name in names)
+    tab.get_by_role("button", name="Test image 18").click()  # so that there is something to take back
+    reached = set()
+    for _ in range(30):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.closest('[id]')?.id"))
+    assert {"undo", "clear", "bars", "easy", "hard", "views", "layers"} <= reached
+    before = tab.locator("#image").screenshot()
+    tab.get_by_text("1 pixel right").click()
+    assert tab.locator("#image").screenshot() != before  # the frame of another view
+
+
+def test_colours_follow_the_theme(opened):
+    tab = opened(color_scheme="dark")
+    dark = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    maps = tab.locator(".layer canvas").first
+    before = maps.screenshot()
+    tab.emulate_media(color_scheme="light")
+    tab.wait_for_timeout(100)
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    assert maps.screenshot() != before
