@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from experiments.export import folded
 from model import FinalNet
-from predict import load_net
-from tinymnist import runs
+from predict import NONE, load_net
+from tinymnist import prepare, runs
 from tinymnist.augmentation import STD
 from tinymnist.cli import OneLineParser
 from tinymnist.receptive_field import receptive_field
@@ -32,14 +32,9 @@ PLACE = "const DATA = null;"  # of the template
 SEED = 0  # of the published run whose net the page computes
 HARD = 6  # how many images that most nets get wrong are shown
 
-# What a drawing is refused for, in the words of predict.py; the page says what to do.
-PROBLEMS = {
-    "blank": "it is blank, or has too little contrast",
-    "several": "it shows no single digit (parts side by side)",
-    "wide": "it shows no single digit (too wide)",
-    "filled": "it shows no single digit (a filled area, no strokes)",
-    "scribble": "it shows no single digit (a scribble)",
-}
+# What a drawing is refused for, in the words of predict.py, and once more; the page says what to do.
+PROBLEMS = {key: text.partition(":")[0] for key, text in prepare.PROBLEMS.items()}
+PROBLEMS["scribble"] = "it shows no single digit (a scribble)"
 
 
 def easy_examples(digits: Digits) -> bytes:
@@ -104,6 +99,7 @@ def data() -> dict[str, Any]:
         "views": net.views,
         "fields": fields,
         "problems": PROBLEMS,
+        "none": NONE,
         "examples": easy + hard,
         "weights": base64.b64encode(weights_of(net).numpy().astype("<f4").tobytes()).decode(),
     }
