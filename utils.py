@@ -43,7 +43,7 @@ from tinymnist.tables import (
     accuracies,
     comparison_table,
     last_accuracies,
-    last_epoch,
+    last_epoch_in_words,
     log_line,
     meets,
     run_summary,
@@ -247,7 +247,7 @@ def expectation(
         [seconds] = fit(net(), replace(recipe, epochs=1), few, device=device, progress=False)["seconds"]
     return (
         f"{recipe.epochs} epochs take about {50 * recipe.epochs * seconds:.0f} s here. "
-        f"Accuracy of {len(published)} published runs: {last_epoch(published)} % after the last epoch."
+        f"Accuracy of {len(published)} published runs: {last_epoch_in_words(published)} % after the last epoch."
     )
 
 

@@ -85,7 +85,7 @@ def parts() -> dict[str, Variant]:
     part, one_view = functools.partial, ((0, 0),)
     moved: dict[str, Any] = {name: getattr(STEPS[2].recipe, name) for name in ("rotation", "translation", "scale")}
     still: dict[str, Any] = dict.fromkeys(moved, 0.0)
-    found = {
+    return {
         "1-momentum": varied(1, "Step 1 without momentum, rate tenfold", momentum=0.0, max_lr=0.2),
         "2-alone-norm": varied(1, "Step 1 with BatchNorm", RegularizedNet),
         "2-alone-augmentation": varied(1, "Step 1 with augmentation", **moved),
@@ -111,7 +111,6 @@ def parts() -> dict[str, Variant]:
         "3-no-rise": varied(3, "Step 3, the rate only falling", warmup=0.0),
         "3-step-decay": varied(3, "Step 3 with a step decay", schedule="step"),
     }
-    return found
 
 
 class Plateau:

@@ -65,10 +65,6 @@ def test_links_to_other_sites_are_encrypted_and_whole(text):
         assert f"{path}.ipynb" in DOCUMENTS
 
 
-def test_no_place_of_a_value_is_left(text):
-    assert "<!--" not in text
-
-
 def test_every_picture_has_words(text):
     for picture, words, target in links(text):
         assert not picture or len(words) > (10 if target.startswith("http") else 40), target

@@ -1,9 +1,9 @@
-"""The figures of the notebooks. Each function draws one figure and returns it."""
+"""The figures of the notebooks and of the report. Each function draws one figure and returns it."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -24,11 +24,11 @@ def plot_digits(images: Tensor | Sequence[Tensor], labels: Sequence[int | str], 
     Args:
         images: N of them, (H, W) or (1, H, W) each, any scale.
         labels: N integers or words, of any number of lines.
-        columns: images in a row; the figure is as wide with few as with many.
+        columns: images in a row.
     """
     rows = max(-(-len(images) // columns), 1)
     lines = max((str(label).count("\n") + 1 for label in labels), default=1)
-    size = min(6 / columns, 1.5)
+    size = min(6 / columns, 1.0)
     figure, axes = plt.subplots(
         rows, columns, figsize=(size * columns, (size + 0.2 * lines) * rows), squeeze=False, layout="constrained"
     )
@@ -64,7 +64,7 @@ def plot_augmentation(before: Tensor, after: Sequence[Tensor], names: Sequence[s
     return figure
 
 
-def plot_curves(curves: Mapping[str, Sequence[History]], target: float | None = None) -> Figure:
+def plot_curves(curves: Mapping[str, Sequence[History]], target: float) -> Figure:
     """Draw the accuracy on the tested images over the epochs, a line for each run.
 
     The fewer errors are left, the larger is a step on the axis: it is logarithmic in the errors.
@@ -78,8 +78,7 @@ def plot_curves(curves: Mapping[str, Sequence[History]], target: float | None = 
     for (label, histories), color in zip(curves.items(), colors, strict=False):
         lines = [axis.plot(range(1, len(h["lr"]) + 1), accuracies(h), color=color, lw=1, alpha=0.8) for h in histories]
         lines[0][0].set(label=label)
-    if target is not None:
-        axis.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
+    axis.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"target {target:.2f} %")
     axis.set_yscale("function", functions=(lambda y: -np.log(100.01 - y), lambda z: 100.01 - np.exp(-z)))
     axis.autoscale_view()  # again, on the new scale
     ticks = [tick for tick in (50, 80, 90, 95, 97, 98, 99, 99.2, 99.4, 99.6) if axis.dataLim.ymin < tick]
@@ -87,6 +86,52 @@ def plot_curves(curves: Mapping[str, Sequence[History]], target: float | None = 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=10)
+    plt.close(figure)
+    return figure
+
+
+STYLES = {  # of what `plot_intervals` marks: label, marker, colour, colour within, and how far it is off its line
+    "alone": ("added alone", "o", "tab:blue", "white", -0.16),
+    "last": ("taken out last", "o", "tab:blue", "tab:blue", 0.16),
+    "together": ("all together", "s", "tab:blue", "tab:blue", 0),
+    "left out": ("left out", "x", "tab:red", "tab:red", 0),
+}
+
+
+def plot_intervals(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]], xlabel: str) -> Figure:
+    """Draw intervals, one below the other.
+
+    Args:
+        groups: by heading and by name, what is marked on a line: by a key of `STYLES`, mean and half of the interval.
+        xlabel: what is measured.
+    """
+    lines: list[tuple[str, Mapping[str, tuple[float, float]]]] = []
+    for heading, group in groups.items():
+        lines += [(heading, {}), *group.items()]
+    figure, axis = plt.subplots(figsize=(5.6, 0.27 * len(lines) + 0.9), layout="constrained")
+    labels = {how: style[0] for how, style in STYLES.items()}
+    for y, (_, points) in enumerate(lines):
+        for how, (mean, half) in points.items():
+            _, marker, color, within, off = STYLES[how]
+            place = y + (off if len(points) > 1 else 0)
+            label = labels.pop(how, None)  # once
+            style: dict[str, Any] = {
+                "color": color,
+                "marker": marker,
+                "markerfacecolor": within,
+                "capsize": 2,
+                "label": label,
+            }
+            axis.errorbar(mean, place, xerr=half, **style)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(ylim=(len(lines) - 0.4, -0.6), xlabel=xlabel)
+    axis.set_yticks(range(len(lines)), [name for name, _ in lines])
+    for tick, (_, points) in zip(axis.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("normal" if points else "bold")
+    axis.tick_params("y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     plt.close(figure)
     return figure
 

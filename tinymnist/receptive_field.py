@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -88,13 +88,12 @@ def receptive_field(model: nn.Module, input_size: int | Pair = 28, channels: int
 def receptive_field_table(rows: Sequence[LayerField]) -> str:
     """The rows as an aligned Markdown table; the size is that of a layer's output.
 
-    Padding and dilation are left out where no layer has any.
+    Dilation is left out where no layer has any; padding, which changes no field, and channels always.
     """
-    heading = ["layer", "kernel", "stride", "padding", "dilation", "size", "jump", "field"]
-    values = [(*astuple(row)[:6], row.jump, row.receptive_field) for row in rows]  # without the channels: narrower
+    heading = ["layer", "kernel", "stride", "dilation", "size", "jump", "field"]
+    values = [(r.name, r.kernel, r.stride, r.dilation, r.size_out, r.jump, r.receptive_field) for r in rows]
     cells = [[f"{v[0]}x{v[1]}" if isinstance(v, tuple) else str(v) for v in row] for row in values]
-    plain = {"padding": {"0"}, "dilation": {"1"}}
-    columns = [column for column in zip(heading, *cells, strict=True) if {*column[1:]} != plain.get(column[0])]
+    columns = [c for c in zip(heading, *cells, strict=True) if c[0] != "dilation" or {*c[1:]} != {"1"}]
     return aligned([*zip(*columns, strict=True)])
 
 
@@ -215,14 +214,21 @@ def _join(parts: Sequence[_Seen], views: bool) -> _Seen:
 
 
 def _computes_the_same(net: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    """Whether two nets give the same for some images.
+
+    Raises:
+        ValueError: one does not run on images, or gives something that cannot be compared.
+    """
     results = []
-    for module in (net, other):
-        torch.manual_seed(0)
-        results.append(module(images))
     try:
+        for module in (net, other):
+            torch.default_generator.manual_seed(0)  # all runs on the CPU
+            results.append(module(images))
         torch.testing.assert_close(*results, equal_nan=True, rtol=1e-3, atol=1e-3)
     except AssertionError:
         return False
+    except Exception as error:  # a net can raise anything
+        raise ValueError(f"{type(net).__name__}: {_line(error)}") from error
     return True
 
 

@@ -71,7 +71,7 @@ def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: f
 
     rows = {
         "met the target": each(lambda runs: f"{sum(meets(run, target, most_gap) for run in runs)} of {len(runs)}"),
-        "last epoch, %, ± standard deviation": each(last_epoch),
+        "last epoch, %, ± standard deviation": each(last_epoch_in_words),
         "lowest of the last five, mean, %": average(lowest_of_last),
         "lowest of the last five, any run, %": each(lambda runs: f"{min(map(lowest_of_last, runs)):.2f}"),
         "best minus worst of the last five": average(spread_of_last),
@@ -81,7 +81,7 @@ def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: f
     return aligned([["", *columns], *([name, *cells] for name, cells in rows.items())])
 
 
-def last_epoch(runs: Sequence[Run]) -> str:
+def last_epoch_in_words(runs: Sequence[Run]) -> str:
     """Mean and standard deviation of the accuracy after the last epoch, in percent."""
     last = [last_accuracies(run)[-1] for run in runs]
     return f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}"
@@ -107,27 +107,21 @@ def gap(run: Run) -> float:
     return run["train_accuracy"] - last_accuracies(run)[-1]
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of some differences, and the two ends of its 95 % interval (Student's t)."""
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The mean of some differences, and how far its 95 % interval reaches to either side (Student's t)."""
     from scipy import stats  # here, because it takes a second
 
-    mean = statistics.mean(differences)
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return mean, mean - half, mean + half
+    return statistics.mean(differences), float(half)
 
 
-def in_words(found: tuple[float, float, float]) -> str:
-    """An interval as text: its middle, and how far it reaches to either side."""
-    mean, _, high = found
-    return f"{round(mean, 2) + 0.0:+.2f} ± {high - mean:.2f}".replace(" ", "\N{NO-BREAK SPACE}")  # -0.0 becomes 0.0
+def in_words(mean: float, half: float) -> str:
+    """An interval as text whose spaces do not break."""
+    return f"{round(mean, 2) + 0.0:+.2f} ± {half:.2f}".replace(" ", "\N{NO-BREAK SPACE}")  # -0.0 becomes 0.0
 
 
-def pair_differences(runs: Sequence[Run], others: Sequence[Run], of: Callable[[Run], float]) -> list[float]:
-    """Differences of a figure between runs of the same seed: the mean of each split; of one split, that of each seed.
-
-    Args:
-        runs, others: one of them may have more seeds than the other; these do not count.
-        of: the figure.
+def pairs_of_seeds(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """The runs of the same seed; where one side has more seeds than the other, these do not count.
 
     Raises:
         ValueError: no seed is in both, or two runs of the same seed were tested on other images.
@@ -136,28 +130,29 @@ def pair_differences(runs: Sequence[Run], others: Sequence[Run], of: Callable[[R
     pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
     if not pairs or any(run["split"] != other["split"] for run, other in pairs):
         raise ValueError("these runs are not pairs of the same seeds and splits")
+    return pairs
+
+
+def pair_differences(runs: Sequence[Run], others: Sequence[Run], of: Callable[[Run], float]) -> list[float]:
+    """Differences of a figure between the runs of `pairs_of_seeds`, averaged over the seeds of each split.
+
+    An interval over them covers other images too, not other seeds alone.
+    """
     by_split: dict[str, list[float]] = {}
-    for run, other in pairs:
+    for run, other in pairs_of_seeds(runs, others):
         by_split.setdefault(run["split"], []).append(of(run) - of(other))
-    if len(by_split) == 1:
-        [differences] = by_split.values()
-        return differences
     return [statistics.mean(values) for values in by_split.values()]
 
 
 def comparison_table(compared: Mapping[str, tuple[Sequence[Run], Sequence[Run]]]) -> str:
-    """Runs against others, as a Markdown table: differences in points, ± half of the 95 % interval.
-
-    The differences are averaged over the seeds of a split, and the interval is over the splits, so that it covers other
-    images too; over the seeds, if there is one split alone.
+    """Runs against others, as a Markdown table: `pair_differences` in points, ± half of their 95 % interval.
 
     Args:
-        compared: by what is to stand in the first column, the runs and those of the same seeds and splits that they are
-            compared with, as for `pair_differences`.
+        compared: by what is to stand in the first column, the runs and those that they are compared with.
     """
-    rows = [["", "pairs", "mean of last five", "lowest of last five", "gap"]]
+    rows = [["(pairs)", "mean of last five", "lowest of last five", "gap"]]
     for name, (runs, others) in compared.items():
         differences = [pair_differences(runs, others, of) for of in (mean_of_last, lowest_of_last, gap)]
-        pairs = len({run["seed"] for run in runs} & {run["seed"] for run in others})
-        rows.append([name, str(pairs), *(in_words(interval(found)) for found in differences)])
+        figures = [in_words(*interval(found)) for found in differences]
+        rows.append([f"{name} ({len(pairs_of_seeds(runs, others))})", *figures])
     return aligned(rows)
