@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from experiments import report
+from experiments.pictures import score
 from experiments.report import held_out, runs_of
 from model import STEPS
+from predict import SURE
 from tinymnist import runs
 from tinymnist.data import SIXTHS
 from tinymnist.tables import (
@@ -230,6 +232,9 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
     all_twenty = f"{100 * (report.bootstrap()[0].min(1) >= STEPS[3].target).mean():.0f}"
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     wrong = [len(image["wrong"]) for image in errors["images"]]
+    pictures = json.loads((runs.RESULTS / "pictures.json").read_bytes())
+    digit, refuse = (score(pictures, group) for group in ("digit", "refuse"))
+    read = [str(digit[kind]) for kind in ("n", "right", "wrong", "refused")]
     expected = {
         "Tiny MNIST": [
             *["15", parameters[3], target[3], "20", "15", "8,000", *rows[1], *rows[2], *rows[3], "20"],
@@ -259,7 +264,7 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
             *[gained(mean_of_last, last[part])[0] for part in ("augmentation", "flattened head")],
         ],
         "What is left": ["20", f"{sum(wrong) / 20:.1f}", str(wrong.count(20))],
-        "Your own digits": ["8"],
+        "Your own digits": [*read, str(refuse["n"]), str(refuse["refused"]), f"{100 * SURE:.0f}", "8"],
         "Your own net": [],
         "How it was measured": [str(readings), "10,000", target[3], all_twenty],
         "Limits": [],

@@ -1,0 +1,93 @@
+"""How predict.py reads a folder of other people's pictures.
+
+python -m experiments.pictures FOLDER     writes results/pictures.json
+
+FOLDER holds labels.csv with the columns file, label and group: "digit" for one handwritten digit, "printed" for one
+printed digit, "refuse" for no single digit, so that a refusal is right.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from predict import load_net, predict
+from tinymnist.cli import OneLineParser
+from tinymnist.picture import PictureError
+from tinymnist.runs import RESULTS, write_atomically
+
+COLUMNS = {"file", "label", "group"}
+GROUPS = "digit", "printed", "refuse"
+
+
+def read_folder(folder: Path) -> list[dict[str, Any]]:
+    """What predict.py says of each picture that labels.csv names, in its order.
+
+    Returns:
+        for each its `sha256`, `label` (None without a single digit) and `group`, and what was read: `digit` and
+        whether that is `sure`, or why it is `refused`.
+
+    Raises:
+        OSError: labels.csv or a picture cannot be read.
+        ValueError: labels.csv lacks a column, or a line of it says nothing that can be scored.
+    """
+    with (folder / "labels.csv").open(newline="") as file:
+        lines = csv.DictReader(file)
+        if missing := COLUMNS - set(lines.fieldnames or ()):
+            raise ValueError(f"{file.name} lacks the columns {', '.join(sorted(missing))}: name them in its first line")
+        rows = list(lines)
+    net, entries = load_net(), []
+    for number, row in enumerate(rows, 2):
+        digit = row["label"] in set("0123456789")
+        if not row["file"] or row["group"] not in GROUPS or digit == (row["group"] == "refuse"):
+            raise ValueError(f"{file.name}, line {number}: not a file, a digit and its group, or a file and refuse")
+        path = folder / row["file"]
+        entry: dict[str, Any] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        entry |= {"label": int(row["label"]) if digit else None, "group": row["group"]}
+        try:
+            entry |= {key: value for key, value in predict(net, path).items() if key in ("digit", "sure")}
+        except PictureError as error:
+            entry["refused"] = str(error).partition(":")[0]
+        entries.append(entry)
+    return entries
+
+
+def score(entries: list[dict[str, Any]], group: str) -> collections.Counter[str]:
+    """How many pictures of a group are `right`, `wrong`, of these `surely wrong`, and `refused`; and all of them, `n`."""
+    counts: collections.Counter[str] = collections.Counter()
+    for entry in entries:
+        if entry["group"] == group:
+            wrong = "refused" not in entry and entry["digit"] != entry["label"]
+            kind = "refused" if "refused" in entry else "wrong" if wrong else "right"
+            counts.update({"n": 1, kind: 1, "surely wrong": int(wrong and entry["sure"])})
+    return counts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the file, and print what it says of each group."""
+    parser = OneLineParser("pictures.py", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    folder = parser.parse_args(arguments).folder
+    torch.set_num_threads(1)  # so that rounding, and with it the file, does not depend on the number of cores
+    try:
+        entries = read_folder(folder)
+        lines = json.dumps(entries).replace('{"sha256"', '\n{"sha256"')  # one picture a line
+        write_atomically(RESULTS / "pictures.json", (lines + "\n").encode())
+    except (OSError, ValueError, csv.Error) as error:
+        return parser.failed(error)
+    for group in GROUPS:
+        counts = score(entries, group)
+        kinds = ", ".join(f"{counts[kind]} {kind}" for kind in ("right", "wrong", "surely wrong", "refused"))
+        print(f"{group}: {counts['n']} pictures, {kinds}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
