@@ -85,12 +85,15 @@ def differences(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def test_executed_from_top_to_bottom_and_shown_as_text_and_pictures(notebook):
+def test_executed_from_top_to_bottom_and_shown_as_text_and_pictures(number, notebook):
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     outputs = [o for cell in code(notebook) for o in cell.outputs]
     assert {o.output_type for o in outputs} == {"stream", "execute_result", "display_data"}
-    assert {kind for o in outputs for kind in o.get("data", {})} == {"image/png", "text/markdown", "text/plain"}
+    kinds = {kind for o in outputs for kind in o.get("data", {})}
+    assert kinds - {"text/html"} == {"image/png", "text/markdown", "text/plain"}
+    pages = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    assert [page[:20] for page in pages] == ["<div><iframe srcdoc="] * (number == 3)
     for cell in code(notebook):
         streams = [o.name for o in cell.outputs if o.output_type == "stream"]
         assert streams in ([], ["stdout"])  # joined, and no progress bar is left
