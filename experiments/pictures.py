@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> list[dict[str, Any]]:
 
 
 def score(entries: list[dict[str, Any]], group: str) -> collections.Counter[str]:
-    """How many pictures of a group are `right`, `wrong`, of these `surely wrong`, and `refused`; and all of them, `n`."""
+    """How many pictures of a group are `right`, `wrong`, of these `surely wrong`, and `refused`; `n` counts all."""
     counts: collections.Counter[str] = collections.Counter()
     for entry in entries:
         if entry["group"] == group:
