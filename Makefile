@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
-TRAINING := torch torchvision torchsummary tqdm matplotlib  # what train.py needs; numpy and filelock come with them
+TRAINING := torch torchvision torchsummary tqdm matplotlib scikit-image  # with what they need; no Jupyter
 
 .PHONY: help reproduce test data study report report-check errors export picture bench notebooks clean
 .DEFAULT_GOAL := help

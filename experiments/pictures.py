@@ -1,6 +1,7 @@
-"""How predict.py reads a folder of other people's pictures.
+"""How predict.py reads a folder of pictures.
 
-python -m experiments.pictures FOLDER     writes results/pictures.json
+python -m experiments.pictures FOLDER              says how many it reads right, wrong, and refuses
+python -m experiments.pictures --record FOLDER     also writes results/pictures.json, the record of the README's numbers
 
 FOLDER holds labels.csv with the columns file, label and group: "digit" for one handwritten digit, "printed" for one
 printed digit, "refuse" for no single digit, so that a refusal is right.
@@ -20,7 +21,7 @@ import torch
 
 from predict import load_net, predict
 from tinymnist.cli import OneLineParser
-from tinymnist.picture import PictureError
+from tinymnist.picture import PictureError, open_picture
 from tinymnist.runs import RESULTS, write_atomically
 
 COLUMNS = {"file", "label", "group"}
@@ -36,13 +37,19 @@ def read_folder(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         OSError: labels.csv or a picture cannot be read.
-        ValueError: labels.csv lacks a column, or a line of it says nothing that can be scored.
+        ValueError: labels.csv is no table, lacks a column, has no lines, or one that cannot be scored; a file is no
+            picture.
     """
-    with (folder / "labels.csv").open(newline="") as file:
-        lines = csv.DictReader(file)
-        if missing := COLUMNS - set(lines.fieldnames or ()):
-            raise ValueError(f"{file.name} lacks the columns {', '.join(sorted(missing))}: name them in its first line")
-        rows = list(lines)
+    try:
+        with (folder / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            missing, rows = COLUMNS - set(lines.fieldnames or ()), list(lines)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{folder / 'labels.csv'} is no table in UTF-8 ({error})") from error
+    if missing:
+        raise ValueError(f"{file.name} lacks the columns {', '.join(sorted(missing))}: name them in its first line")
+    if not rows:
+        raise ValueError(f"{file.name} names no pictures")
     net, entries = load_net(), []
     for number, row in enumerate(rows, 2):
         digit = row["label"] in set("0123456789")
@@ -51,6 +58,10 @@ def read_folder(folder: Path) -> list[dict[str, Any]]:
         path = folder / row["file"]
         entry: dict[str, Any] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         entry |= {"label": int(row["label"]) if digit else None, "group": row["group"]}
+        try:
+            open_picture(path)
+        except PictureError as error:  # a file that is no picture is not refused for what it shows
+            raise ValueError(f"{path}: {error}") from error
         try:
             entry |= {key: value for key, value in predict(net, path).items() if key in ("digit", "sure")}
         except PictureError as error:
@@ -71,16 +82,18 @@ def score(entries: list[dict[str, Any]], group: str) -> collections.Counter[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file, and print what it says of each group."""
+    """Print the scores of each group, and write the record if asked to."""
     parser = OneLineParser("pictures.py", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--record", action="store_true", help="write results/pictures.json")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # so that rounding, and with it the file, does not depend on the number of cores
     try:
-        entries = read_folder(folder)
-        lines = json.dumps(entries).replace('{"sha256"', '\n{"sha256"')  # one picture a line
-        write_atomically(RESULTS / "pictures.json", (lines + "\n").encode())
-    except (OSError, ValueError, csv.Error) as error:
+        entries = read_folder(options.folder)
+        if options.record:
+            lines = json.dumps(entries).replace('{"sha256"', '\n{"sha256"')  # one picture a line
+            write_atomically(RESULTS / "pictures.json", (lines + "\n").encode())
+    except (OSError, ValueError) as error:
         return parser.failed(error)
     for group in GROUPS:
         counts = score(entries, group)

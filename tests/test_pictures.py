@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch, mnist):
 
 
 def test_what_is_read_wrong_and_refused_is_counted_and_kept(folder, capsys):
-    assert pictures.main([str(folder)]) == 0
+    assert pictures.main(["--record", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "digit: 2 pictures, 1 right, 1 wrong, 1 surely wrong, 0 refused",
         "printed: 0 pictures, 0 right, 0 wrong, 0 surely wrong, 0 refused",
@@ -42,6 +42,9 @@ def test_what_is_read_wrong_and_refused_is_counted_and_kept(folder, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
+        ("file,label,group\n", "labels.csv names no pictures"),
+        ("\ufefffile,label,group\nlabels.csv,,refuse\n", "labels.csv"),
+        ("\x00", "labels.csv lacks the columns file, group, label"),
         ("file,label\na.png,7\n", "labels.csv lacks the columns group: name them in its first line"),
         ("file,label,group\na.png,,digit\n", "labels.csv, line 2: not a file, a digit and its group, or"),
         ("file,label,group\na.png,7,refuse\n", "labels.csv, line 2: not a file, a digit and its group, or"),
@@ -54,8 +57,8 @@ def test_a_folder_that_cannot_be_scored_is_told_in_a_line(folder, capsys, lines,
     if lines is None:
         (folder / "labels.csv").unlink()
     else:
-        (folder / "labels.csv").write_text(lines)
-    assert pictures.main([str(folder)]) == 2
+        (folder / "labels.csv").write_text(lines, encoding="utf-8")
+    assert pictures.main(["--record", str(folder)]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
