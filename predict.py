@@ -5,7 +5,7 @@ python predict.py IMAGE [IMAGE ...]         the digit, its probability, and the 
 python predict.py --json IMAGE [IMAGE ...]  the same as JSON
 python predict.py --show IMAGE [IMAGE ...]  also write the net's input, 28x28 pixels, beside each image: NAME-seen.png
 
-The exit code is 0, or 2 if an image was not classified.
+The exit code is 0, or 2 if an image was refused.
 """
 
 from __future__ import annotations

@@ -31,6 +31,10 @@ TWO_DIGITS = [[(0.25, y) for _, y in ONE], [(0.4 + 0.55 * x, y) for x, y in SEVE
 ACROSS = [(0.1 + 0.08 * k, 0.5) for k in range(11)]
 ZIGZAG = [(0.2 + 0.6 * abs(k / 8 % 2 - 1), 0.2 + 0.003 * k) for k in range(200)]
 LOOPS = [(0.2 + 0.004 * t + 0.16 * math.cos(0.14 * t), 0.5 + 0.25 * math.sin(0.14 * t)) for t in range(150)]
+ALONG_THE_EDGES = [
+    tuple(0.5 + 0.475 * math.copysign(abs(part) ** 0.3, part) for part in (math.cos(angle), math.sin(angle)))
+    for angle in np.linspace(0, math.tau, 201)
+]
 VIEWS = {
     "desktop": {"viewport": {"width": 1280, "height": 800}},
     "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
@@ -294,6 +298,67 @@ def test_digits_are_drawn_with_mouse_and_finger_taken_back_and_cleared(opened, v
     says(tab, r"^1 \(", "#said")  # to a screen reader
     assert tab.evaluate("[scrollX, scrollY]") == [0, 0]
     assert tab.evaluate("document.documentElement.scrollWidth") == VIEWS[view]["viewport"]["width"]
+
+
+def test_a_digit_along_the_edges_is_ink_on_what_is_transparent(opened):
+    assert draw(opened(), [ALONG_THE_EDGES]).startswith("0 (")
+
+
+def test_strokes_end_where_the_page_did_not_see_it_and_a_palm_is_no_pen(opened):
+    tab = opened()
+    send = """([type, id, x, y, buttons, pointerType]) => {
+      const sheet = document.getElementById("pen"), box = sheet.getBoundingClientRect();
+      sheet.dispatchEvent(new PointerEvent(type, {
+        bubbles: true, isPrimary: true, button: 0, buttons, pointerId: id, pointerType,
+        clientX: box.left + x * box.width, clientY: box.top + y * box.height,
+      }));
+    }"""
+    ink = "() => document.getElementById('pen').toDataURL()"
+    tab.locator("#clear").click()
+    for kind, pointer in (("pointerdown", "mouse"), ("pointermove", "mouse")):
+        for x, y in ONE[:1] if kind == "pointerdown" else ONE[1:]:
+            tab.evaluate(send, [kind, 1, x, y, 1, pointer])
+    says(tab, "^1")
+    one = tab.evaluate(ink)
+    tab.evaluate(send, ["pointermove", 1, 0.9, 0.9, 0, "mouse"])  # released outside of a frame
+    tab.evaluate(send, ["pointermove", 1, 0.1, 0.9, 1, "mouse"])
+    assert tab.evaluate(ink) == one
+    tab.locator("#clear").click()
+    tab.evaluate(send, ["pointerdown", 2, *ONE[0], 1, "pen"])
+    for x, y in ONE[1:]:
+        for event in (["pointerdown", 3, 0.9, 0.9, 1, "touch"], ["pointermove", 3, 0.8, 0.9, 1, "touch"]):
+            tab.evaluate(send, event)
+        tab.evaluate(send, ["pointermove", 2, x, y, 1, "pen"])
+    says(tab, "^1")
+    assert tab.evaluate(ink) == one
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("logits()", "logits needs 784 values from 0 to 255"),
+        ("logits(Array(783).fill(0))", "logits needs 784 values from 0 to 255"),
+        ("logits(Array(784).fill(NaN))", "logits needs 784 values from 0 to 255"),
+        ("logits(Array(784).fill(256))", "logits needs 784 values from 0 to 255"),
+        ("prepare()", "prepare needs an ImageData"),
+        ("prepare({data: new Uint8ClampedArray(40), width: 100, height: 100})", "prepare needs an ImageData"),
+    ],
+)
+def test_bad_arguments_are_told(opened, call, message):
+    caught = opened().evaluate(f"() => {{ try {{ tinyMnist.{call}; }} catch (error) {{ return error.message; }} }}")
+    assert caught == message
+
+
+@pytest.mark.parametrize("size", [(844, 390), (640, 450), (768, 1024), (1280, 650)])
+def test_sheet_and_answer_stand_side_by_side_where_the_page_is_wide_or_low(browser, size):
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    tab = context.new_page()
+    tab.goto(PAGE.as_uri())
+    sheet, bars = tab.locator("#pen").bounding_box(), tab.locator("#bars").bounding_box()
+    assert sheet["x"] + sheet["width"] < bars["x"]
+    assert bars["y"] + bars["height"] < size[1]
+    assert tab.evaluate("document.documentElement.scrollWidth") == size[0]
+    context.close()
 
 
 def test_what_is_not_sure_is_said_with_both_candidates(opened):

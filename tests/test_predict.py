@@ -307,6 +307,8 @@ def test_show_writes_the_input_of_the_net_and_overwrites_nothing_but_that(capsys
         assert [line.split(", saw ")[1] for line in out.splitlines()] == [str(path) for path in seen]
         for name, path in zip(names, seen, strict=True):
             assert np.array_equal(np.asarray(Image.open(path)), prepare(open_picture(name)).numpy())
+    code, out, err = call(capsys, "--show", tmp_path / ("x" * 300), names[0])
+    assert (code, err.count("File name too long"), err.count("\n"), out.count(", saw ")) == (2, 1, 1, 1)
     before = sorted(tmp_path.iterdir())
     code, out, err = call(capsys, "--json", "--show", *seen)
     assert (code, json.loads(out), err.count("skipped")) == (0, [], 3)

@@ -22,11 +22,11 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         PictureError: the file does not exist, or is not an image that can be read.
     """
-    if not Path(path).exists():
-        raise PictureError("there is no such file: check the path")
-    if not Path(path).is_file():
-        raise PictureError("this is not a file: use a PNG or JPEG file")
     try:
+        if not Path(path).exists():
+            raise PictureError("there is no such file: check the path")
+        if not Path(path).is_file():
+            raise PictureError("this is not a file: use a PNG or JPEG file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
@@ -34,6 +34,8 @@ def open_picture(path: str | Path) -> Image.Image:
                 with contextlib.suppress(Exception):  # damaged EXIF, which is written again after the picture is turned
                     ImageOps.exif_transpose(image, in_place=True)
                 return image.copy()
+    except PictureError:
+        raise
     except Image.DecompressionBombError as error:
         raise PictureError("it has too many pixels to be read safely: make the picture smaller") from error
     except Exception as error:  # a damaged file can raise nearly anything
