@@ -116,8 +116,8 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def in_words(mean: float, half: float) -> str:
-    """An interval as text whose spaces do not break."""
-    return f"{round(mean, 2) + 0.0:+.2f} ± {half:.2f}".replace(" ", "\N{NO-BREAK SPACE}")  # -0.0 becomes 0.0
+    """An interval as text, narrow enough for a table on a phone."""
+    return f"{round(mean, 2) + 0.0:+.2f}±{half:.2f}"  # -0.0 becomes 0.0
 
 
 def pairs_of_seeds(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
