@@ -232,13 +232,14 @@ def parts() -> str:
     return f"""## What each part does
 
 Differences in points between runs with the part and runs without it, of the same seeds on the same sixths, ± half of
-the 95 % interval: *alone*, added to the step before, and *last*, in the finished step against the step without it. The
-seeds of a sixth are averaged; the interval is Student's t over the six sixths, and approximate, since their training
-images overlap; of a hundred such intervals, about five miss the truth by chance. For one-cycle, a constant rate takes its place: alone its peak is 0.1 in place of 0.02, last it gives
-way to 0.04. Batches of 256 take the place of 128 at half the rate; where batches are of 128, the decay of the average
-is 0.998. The flattened head costs {flat - pooled:,} parameters, without it there are {pooled:,}; early pooling and the
-crop cost none. Without BatchNorm, {len(guessing)} of {len(without)} runs of Step 3 end at guessing, {fallen} of them
-after they had read most digits; they count like any other.
+the 95 % interval: *alone*, added to the step before, and *last*, in the finished step against the step without it.
+The seeds of a sixth are averaged; the interval is Student's t over the six sixths, and approximate, since their
+training images overlap; of a hundred such intervals, about five miss the truth by chance. For one-cycle, a constant
+rate takes its place: alone its peak is 0.1 in place of 0.02, last it gives way to 0.04. Batches of 256 take the place
+of 128 at half the rate; where batches are of 128, the decay of the average is 0.998. The flattened head costs {flat -
+pooled:,} parameters, without it there are {pooled:,}; early pooling and the crop cost none. Without BatchNorm,
+{len(guessing)} of {len(without)} runs of Step 3 end at guessing, {fallen} of them after they had read most digits;
+they count like any other.
 
 {comparison_table(rows)}"""
 
