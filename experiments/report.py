@@ -226,7 +226,7 @@ def parts() -> str:
     """What each part does."""
     rows = labelled(gains(2), "Step 2: ") | labelled(gains(3), "Step 3: ") | labelled(gains_in_step3(), "in Step 3: ")
     flat, pooled = (held_out(name)[0]["parameters"] for name in ("step3", ONLY_LAST["flattened head"]))
-    without = held_out("3-last-norm")
+    costs, without = flat - pooled, held_out("3-last-norm")
     guessing = [run for run in without if mean_of_last(run) < 20]
     fallen = sum(max(accuracies(run["history"])) > 90 for run in guessing)
     return f"""## What each part does
@@ -236,10 +236,10 @@ the 95 % interval: *alone*, added to the step before, and *last*, in the finishe
 The seeds of a sixth are averaged; the interval is Student's t over the six sixths, and approximate, since their
 training images overlap; of a hundred such intervals, about five miss the truth by chance. For one-cycle, a constant
 rate takes its place: alone its peak is 0.1 in place of 0.02, last it gives way to 0.04. Batches of 256 take the place
-of 128 at half the rate; where batches are of 128, the decay of the average is 0.998. The flattened head costs {flat -
-pooled:,} parameters, without it there are {pooled:,}; early pooling and the crop cost none. Without BatchNorm,
-{len(guessing)} of {len(without)} runs of Step 3 end at guessing, {fallen} of them after they had read most digits;
-they count like any other.
+of 128 at half the rate; where batches are of 128, the decay of the average is 0.998. The flattened head costs {costs:,}
+parameters, without it there are {pooled:,}; early pooling and the crop cost none. Without BatchNorm, {len(guessing)}
+of {len(without)} runs of Step 3 end at guessing, {fallen} of them after they had read most digits; they count like any
+other.
 
 {comparison_table(rows)}"""
 
