@@ -267,11 +267,20 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
         "What is left": [f"{sum(wrong) / 20:.1f}", str(wrong.count(20))],
         "Your own digits": [f"{100 * SURE:.0f}", *read, str(refuse["n"]), str(refuse["refused"])],
         "Your own net": [],
-        "How it was measured": [str(readings), "10,000", target[3], all_twenty],
+        "How it was measured": [str(readings), "3", "10,000", target[3], all_twenty],
         "Limits": [],
         "The code": ["3.0"],
     }
     assert {heading: numbers(text) for heading, text in sections(readme).items()} == expected
+
+
+def test_what_the_readme_says_of_prior_solutions():
+    holds = {
+        name: {net for net in report.SOURCES if all(meets(run, 99.4) for run in runs_of("prior", f"{net}-{name}"))}
+        for name in ("published", "ours")
+    }
+    assert holds == {"published": set(), "ours": {"F"}}
+    assert len(report.SOURCES) == 6
 
 
 def test_what_the_pages_say_without_numbers():
