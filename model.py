@@ -95,8 +95,8 @@ class RegularizedNet(nn.Module):
 class FinalNet(RegularizedNet):
     """Step 3: the net of Step 2, which in evaluation averages its logits over shifted views of each image.
 
-    Every 2x2 pooling divides its map into squares; a shift by one pixel divides the digit differently, and each view
-    gives a slightly different answer (after Krizhevsky et al., 2012, who average ten views). No parameter is added.
+    Each view gives a slightly different answer, perhaps since a shift makes 2x2 pooling divide the digit differently
+    (after Krizhevsky et al., 2012, who average ten views). No parameter is added.
 
     Args:
         views: the shifts of the crop in pixels, down and to the right, each from -2 to 2.
