@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
 TRAINING := torch torchvision torchsummary tqdm matplotlib scikit-image  # with what they need; no Jupyter
 
-.PHONY: help reproduce test data study report report-check errors export picture bench notebooks clean
+.PHONY: help reproduce test data study report report-check errors export page picture bench notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,8 +34,10 @@ report-check: .venv/tools ## fail if what the report or demo.html shows differs 
 errors: .venv/installed ## find the test images that the published nets get wrong
 	$(BIN)/python -m experiments.errors
 
-export: .venv/tools ## write the final net as ONNX, in float32 and in 8 bits, and measure both; and as a page, demo.html
+export: .venv/tools ## write the final net as ONNX, in float32 and in 8 bits, and measure both
 	$(BIN)/python -m experiments.export
+
+page: .venv/installed ## write demo.html, the final net on a page
 	$(BIN)/python -m experiments.page
 
 picture: .venv/tools ## write the README's picture of demo.html; it needs Chromium or Chrome

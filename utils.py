@@ -42,10 +42,8 @@ from tinymnist.tables import (
     History,
     accuracies,
     comparison_table,
-    last_accuracies,
     last_epoch_in_words,
     log_line,
-    meets,
     run_summary,
 )
 

@@ -6,7 +6,6 @@ python -m experiments.errors     writes results/errors.json
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from predict import load_net
 from tinymnist.cli import OneLineParser
-from tinymnist.runs import RESULTS, write_atomically
+from tinymnist.runs import RESULTS, lines_of, write_atomically
 from utils import DataError, Digits, load_mnist, normalize
 
 MODELS = 20  # seeds 0 to 19
@@ -59,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # so that rounding, and with it the file, does not depend on the number of cores
     try:
         digits = load_mnist()
-        lines = json.dumps(find_errors(digits)).replace('{"index"', '\n{"index"')  # one image a line
-        write_atomically(RESULTS / "errors.json", (lines + "\n").encode())
+        write_atomically(RESULTS / "errors.json", lines_of(find_errors(digits), "index"))
     except (DataError, OSError, ValueError) as error:
         return parser.failed(error)
     return 0

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from experiments.export import folded
 from model import FinalNet
-from predict import NONE, load_net
+from predict import NONE, SURE, load_net
 from tinymnist import prepare, runs
 from tinymnist.augmentation import STD
 from tinymnist.cli import OneLineParser
 from tinymnist.receptive_field import receptive_field
-from tinymnist.runs import write_atomically
+from tinymnist.runs import lines_of, write_atomically
 from utils import DataError, Digits, count_parameters, load_mnist, load_runs
 
 PAGE = runs.REPOSITORY / "demo.html"
@@ -33,7 +33,7 @@ SEED = 0  # of the published run whose net the page computes
 HARD = 6  # how many images that most nets get wrong are shown
 
 # What a drawing is refused for, in the words of predict.py, and once more; the page says what to do.
-PROBLEMS = {key: text.partition(":")[0] for key, text in prepare.PROBLEMS.items()}
+PROBLEMS = {key: text.partition(":")[0] for key, text in prepare.PROBLEMS.items() if key != "clutter"}
 PROBLEMS["scribble"] = "it shows no single digit (a scribble)"
 
 
@@ -44,7 +44,7 @@ def easy_examples(digits: Digits) -> bytes:
         index = int((digits.test_labels == label).nonzero()[0, 0])
         pixels = base64.b64encode(digits.test_images[index].numpy().tobytes()).decode()
         images.append({"index": index, "label": label, "pixels": pixels})
-    return (json.dumps(images).replace('{"index"', '\n{"index"') + "\n").encode()  # one image a line
+    return lines_of(images, "index")
 
 
 def weights_of(net: FinalNet) -> Tensor:
@@ -80,8 +80,7 @@ def data() -> dict[str, Any]:
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     easy = json.loads((runs.RESULTS / "examples.json").read_bytes())
     hard = [
-        {key: image[key] for key in ("index", "label", "pixels")}
-        | {"wrong": errors["models"] - image["votes"][image["label"]]}
+        {key: image[key] for key in ("index", "label", "pixels")} | {"wrong": len(image["wrong"])}
         for image in errors["images"][:HARD]
     ]
     fields = [
@@ -100,6 +99,8 @@ def data() -> dict[str, Any]:
         "fields": fields,
         "problems": PROBLEMS,
         "none": NONE,
+        "sure": SURE,
+        "digit": {"box": prepare.BOX, "thin": prepare.THIN, "thick": prepare.THICK},
         "examples": easy + hard,
         "weights": base64.b64encode(weights_of(net).numpy().astype("<f4").tobytes()).decode(),
     }
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         if parser.parse_args(arguments).check:
             same = PAGE.exists() and PAGE.read_bytes() == page()
             if not same:
-                print(f"page.py: {PAGE.name} differs from its template or the records: make export", file=sys.stderr)
+                print(f"page.py: {PAGE.name} differs from its template or the records: make page", file=sys.stderr)
             return int(not same)
         write_atomically(runs.RESULTS / "examples.json", easy_examples(load_mnist()))
         write_atomically(PAGE, page())

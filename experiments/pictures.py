@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import csv
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from predict import load_net, predict
 from tinymnist.cli import OneLineParser
 from tinymnist.picture import PictureError, open_picture
-from tinymnist.runs import RESULTS, write_atomically
+from tinymnist.runs import RESULTS, lines_of, write_atomically
 
 COLUMNS = {"file", "label", "group"}
 GROUPS = "digit", "printed", "refuse"
@@ -91,8 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         entries = read_folder(options.folder)
         if options.record:
-            lines = json.dumps(entries).replace('{"sha256"', '\n{"sha256"')  # one picture a line
-            write_atomically(RESULTS / "pictures.json", (lines + "\n").encode())
+            write_atomically(RESULTS / "pictures.json", lines_of(entries, "sha256"))
     except (OSError, ValueError) as error:
         return parser.failed(error)
     for group in GROUPS:

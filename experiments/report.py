@@ -3,17 +3,15 @@
     python -m experiments.report            write them
     python -m experiments.report --check    write nothing; exit code 1 and a line for each file that differs
 
-A table is one more function in `TABLES`, a picture one in `PICTURES`.
+A section is one more function in `SECTIONS`, a picture one in `PICTURES`; `experiments/evidence.py` has what they show.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 import math
-import statistics
 import sys
 import textwrap
 from collections.abc import Callable
@@ -24,8 +22,17 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.study import finished
-from experiments.variants import GROUPS
+from experiments.evidence import (
+    ONLY_LAST,
+    Pair,
+    bootstrap,
+    gains,
+    gains_in_step3,
+    held_out,
+    left_out,
+    runs_of,
+    steps_of,
+)
 from model import STEPS
 from tinymnist import runs
 from tinymnist.cli import OneLineParser
@@ -36,110 +43,12 @@ from tinymnist.tables import (
     accuracies,
     aligned,
     comparison_table,
-    gap,
+    figures_of,
     interval,
-    last_accuracies,
     last_epoch_in_words,
-    lowest_of_last,
     mean_of_last,
-    meets,
     pair_differences,
 )
-
-records = functools.cache(finished)  # which are asked for some hundred times
-
-
-def runs_of(group: str, variant: str) -> list[Run]:
-    """The finished runs of a variant, by seed.
-
-    Raises:
-        ValueError: a record of the group is not of today's code, or a run is missing.
-    """
-    done, stale = records(group)
-    if stale:
-        raise ValueError(f"{stale[0]}: python -m experiments.study {group}")
-    seeds = range(GROUPS[group].variants()[variant].seeds)
-    found = [run for run in done.values() if run["variant"] == variant and run["seed"] in seeds]
-    if len(found) < len(seeds):
-        raise ValueError(f"runs of {group}/{variant} are missing: python -m experiments.study {group}/{variant}")
-    return sorted(found, key=lambda run: run["seed"])
-
-
-def steps_of(group: str) -> dict[int, list[Run]]:
-    """The runs of the steps in a group; a step that has none yet is left out."""
-    there = {run["variant"] for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl")}  # stale ones too: they are told
-    return {k: runs_of(group, f"step{k}") for k in STEPS if f"step{k}" in there}
-
-
-def held_out(variant: str) -> list[Run]:
-    """The runs of a variant on held-out images, whichever group it is in.
-
-    Raises:
-        ValueError: there is no such variant, or as `runs_of`.
-    """
-    for group in ("choices", "parts"):
-        if variant in GROUPS[group].variants():
-            return runs_of(group, variant)
-    raise ValueError(f"no variant {variant!r} is trained on held-out images: see experiments/variants.py")
-
-
-# A part: the runs of the step before with it alone, and those of the finished step without it, if there are any.
-ALONE_AND_LAST: dict[int, dict[str, tuple[str, str | None]]] = {
-    2: {
-        "BatchNorm": ("2-alone-norm", "2-alone-augmentation"),
-        "augmentation": ("2-alone-augmentation", "2-alone-norm"),
-    },
-    3: {
-        "one-cycle": ("3-alone-cycle", "3-last-cycle"),
-        "average of the weights": ("3-alone-average", "3-last-average"),
-        "four views": ("3-alone-views", "3-last-views"),
-        "batches of 256, rate kept": ("3-alone-batch", None),
-        "batches of 256, rate doubled": ("3-alone-batch-rate", "3-last-batch"),
-    },
-}
-ONLY_LAST = {
-    "BatchNorm": "3-last-norm",
-    "augmentation": "3-last-augmentation",
-    "early pooling": "3-late-pooling",
-    "crop": "3-last-crop",
-    "flattened head": "3-average-pooling",
-}
-LEFT_OUT = (
-    "step1-rate-0.05",
-    "1-momentum",
-    "2-dropout",
-    "2-average-pooling",
-    "step2-rate-0.05",
-    "step2-rate-0.1",
-    "3-constant-mean",
-    "3-constant-peak",
-    "3-step-decay",
-    "3-no-rise",
-    "3-deslanted",
-    "step3-four-grids",
-)
-Pair = tuple[list[Run], list[Run]]
-
-
-def gains(number: int) -> dict[str, dict[str, Pair]]:
-    """What each part of a step gains: runs with it and runs without, by part, and by "alone" and "last"."""
-    before, after = held_out(f"step{number - 1}"), held_out(f"step{number}")
-    found: dict[str, dict[str, Pair]] = {}
-    for part, (alone, last) in ALONE_AND_LAST[number].items():
-        found[part] = {"alone": (held_out(alone), before)} | ({"last": (after, held_out(last))} if last else {})
-    return found | {"all together": {"together": (after, before)}}
-
-
-def gains_in_step3() -> dict[str, dict[str, Pair]]:
-    """What the parts that came before Step 3 gain in it."""
-    return {part: {"last": (held_out("step3"), held_out(without))} for part, without in ONLY_LAST.items()}
-
-
-def left_out() -> dict[str, dict[str, Pair]]:
-    """What was tried and left out, and the step that it would have changed."""
-    chosen = [(GROUPS["choices"].variants() | GROUPS["parts"].variants())[name] for name in LEFT_OUT]
-    pairs = [(held_out(name), held_out(variant.against)) for name, variant in zip(LEFT_OUT, chosen, strict=True)]
-    return {variant.words: {"left out": pair} for variant, pair in zip(chosen, pairs, strict=True)}
 
 
 def labelled(found: dict[str, dict[str, Pair]], before: str = "") -> dict[str, Pair]:
@@ -151,16 +60,7 @@ def labelled(found: dict[str, dict[str, Pair]], before: str = "") -> dict[str, P
 
 def summary(number: int, found: list[Run]) -> dict[str, str]:
     """What the tables say of some runs of a step, by heading."""
-    step, lowest = STEPS[number], [lowest_of_last(run) for run in found]
-    return {
-        "runs": str(len(found)),
-        "last epoch": last_epoch_in_words(found),
-        "lowest of five, mean": f"{statistics.mean(lowest):.2f}",
-        "lowest, any": f"{min(lowest):.2f}",
-        "training images": f"{statistics.mean(run['train_accuracy'] for run in found):.2f}",
-        "gap": f"{statistics.mean(map(gap, found)):.2f}",
-        "target met": f"{sum(meets(run, step.target, step.gap) for run in found)} of {len(found)}",
-    }
+    return {"runs": str(len(found))} | figures_of(found, STEPS[number].target, STEPS[number].gap)
 
 
 def the_steps() -> str:
@@ -212,24 +112,6 @@ What other test images would give can be estimated by drawing 10,000 of them aga
 final weights of the twenty published nets (bootstrap, {len(drawn):,} draws): the mean of the twenty lies between
 {low:.2f} and {high:.2f} in 95 % of the draws, and in {together:.0f} % of them all twenty reach {STEPS[3].target:.2f}
 after the last epoch. A single net reaches it with a probability of {100 * one:.0f} %, by the binomial distribution."""
-
-
-def bootstrap(draws: int = 100_000) -> tuple[np.ndarray, float]:
-    """The published nets on 10,000 test images drawn with replacement.
-
-    Returns:
-        accuracies in percent, (draws, nets), and the share of all cases in which a net reaches the target of Step 3,
-        from the binomial distribution.
-    """
-    from scipy import stats  # here, because it takes a second
-
-    errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
-    wrong = np.array([[seed in image["wrong"] for seed in range(errors["models"])] for image in errors["images"]])
-    share = np.full(len(wrong) + 1, 1 / 10_000)  # of each image that some net gets wrong, and of all others together
-    share[-1] -= share.sum() - 1
-    times = np.random.default_rng(0).multinomial(10_000, share, size=draws)[:, :-1]
-    most = round(100 * (100 - STEPS[3].target))  # errors that the target allows
-    return 100 - times @ wrong / 100, float(stats.binom.cdf(most, 10_000, wrong.sum(0) / 10_000).mean())
 
 
 def parts() -> str:
@@ -318,13 +200,11 @@ def prior_solutions() -> str:
     """The prior solutions with their recipe and with ours."""
     rows = [["", "parameters", "printed", "as published", "lowest", "held", "our recipe", "lowest", "held"]]
     for name, (source, printed) in SOURCES.items():
-        row = [f"{name}, {source}"]
+        row = [f"{name}, {source}", f"{runs_of('prior', f'{name}-ours')[0]['parameters']:,}", printed]
         for recipe in ("published", "ours"):
-            found = runs_of("prior", f"{name}-{recipe}")
-            held = sum(meets(run, STEPS[3].target) for run in found)
-            row.append(f"{statistics.mean(last_accuracies(run)[-1] for run in found):.2f}")
-            row += [f"{min(map(lowest_of_last, found)):.2f}", f"{held} of {len(found)}"]
-        rows.append([row[0], f"{found[0]['parameters']:,}", printed, *row[1:]])
+            cells = summary(3, runs_of("prior", f"{name}-{recipe}"))
+            row += [cells["last epoch"].split()[0], cells["lowest, any"], cells["target met"]]
+        rows.append(row)
     linear = runs_of("prior", "linear")
     return f"""## Prior solutions
 
@@ -358,9 +238,9 @@ INTRODUCTION = """# Results
 Written by `make report` from the records beside this file, one run a line: `steps.jsonl` and `prior.jsonl` on the test
 set, `choices.jsonl` and `parts.jsonl` on held-out training images. `step3.pt` holds the weights of the twenty runs of
 Step 3, by seed; `step1.pt` and `step2.pt` those of seed 0. `bench_cpu.json`, `errors.json`, `pictures.json` and
-`onnx.json` hold what commands of `experiments/` measured, and `examples.json` the digits that `demo.html` shows.
+`onnx.json` hold what commands of `experiments/` measured, and `examples.json` the easy digits that `demo.html` shows.
 Accuracies are in percent, differences and gaps in points."""
-TABLES: list[Callable[[], str]] = [
+SECTIONS: list[Callable[[], str]] = [
     the_steps,
     bit_for_bit,
     other_images,
@@ -393,11 +273,11 @@ def part_gains() -> Figure:
         }
         for heading, group in groups.items()
     }
-    fit = {
+    shown = {
         heading: {name: points for name, points in group.items() if all(half < 1 for _, half in points.values())}
         for heading, group in intervals.items()
     }
-    return plot_intervals(fit, "mean of the last five epochs, points")
+    return plot_intervals(shown, "mean of the last five epochs, points")
 
 
 def misclassified() -> Figure:
@@ -425,7 +305,6 @@ def svg(draw: Callable[[], Figure]) -> bytes:
     with plt.rc_context({"svg.hashsalt": draw.__name__, "svg.fonttype": "path"}):
         figure, buffer = draw(), io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
-        plt.close(figure)
     return buffer.getvalue()
 
 
@@ -436,7 +315,7 @@ def wrapped(paragraph: str) -> str:
 
 def documents() -> dict[str, bytes]:
     """What the report writes below `results/`, by name."""
-    blocks = "\n\n".join([INTRODUCTION, *(table() for table in TABLES)]).split("\n\n")
+    blocks = "\n\n".join([INTRODUCTION, *(section() for section in SECTIONS)]).split("\n\n")
     text = "\n\n".join(block if block[0] in "#|" else wrapped(block) for block in blocks) + "\n"
     return {"README.md": text.encode()} | {name: svg(draw) for name, draw in PICTURES.items()}
 
@@ -456,7 +335,6 @@ def main(arguments: list[str] | None = None) -> int:
     command = OneLineParser("report.py", __doc__)
     command.add_argument("--check", action="store_true", help="write nothing; say what differs")
     check = command.parse_args(arguments).check
-    records.cache_clear()
     try:
         changed, found = {}, documents()
         if check and not draws_the_same():

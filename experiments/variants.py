@@ -26,8 +26,8 @@ class Variant:
         net: makes the net: a class or function, or a `functools.partial` of one.
         recipe: how it is trained.
         openings: what replaces `rate`, `batches` or `loss` of `fit`.
-        words: how the report names it.
-        against: the step that the report compares it with, if any.
+        words: how the report names it, if it is no part of a step.
+        against: the step that it changes, if any.
         seeds: from how many it is trained, 0 to seeds - 1.
     """
 

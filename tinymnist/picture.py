@@ -46,7 +46,7 @@ def open_picture(path: str | Path) -> Image.Image:
 def read_colors(image: Image.Image) -> np.ndarray:
     """The colours of a picture of any mode: float32 (H, W, 3) from 0 to 1, at most `LARGEST` pixels long."""
     if min(image.size) < 2 or max(image.size) > 20 * min(image.size):
-        raise PictureError(f"{image.width}x{image.height} pixels are too few to show a digit: use another picture")
+        raise PictureError(f"{image.width}x{image.height} pixels show no digit: use another picture")
     if image.mode[0] in "IF":  # more than 8 bits: their range is not known, so it is taken from the picture
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         image = Image.fromarray((255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8))

@@ -168,6 +168,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def lines_of(value: Any, first: str) -> bytes:
+    """A value as JSON in which each dictionary that begins with the key `first` has a line of its own."""
+    return (json.dumps(value).replace(f'{{"{first}"', f'\n{{"{first}"') + "\n").encode()
+
+
 def write_weights(path: Path, weights: Any) -> None:
     """Write a state dict, or several by seed, whole or not at all."""
     torch.save(weights, buffer := io.BytesIO())

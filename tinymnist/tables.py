@@ -63,22 +63,36 @@ def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: f
         target, most_gap: as for `meets`.
     """
 
-    def each(figure: Callable[[Sequence[Run]], str]) -> list[str]:
-        return [figure(runs) for runs in columns.values()]
+    figures = [figures_of(runs, target, most_gap) for runs in columns.values()]
+    return aligned([["", *columns], *([words, *(found[name] for found in figures)] for name, words in ROWS.items())])
 
-    def average(of: Callable[[Run], float]) -> list[str]:
-        return each(lambda runs: f"{statistics.mean(map(of, runs)):.2f}")
 
-    rows = {
-        "met the target": each(lambda runs: f"{sum(meets(run, target, most_gap) for run in runs)} of {len(runs)}"),
-        "last epoch, %, ± standard deviation": each(last_epoch_in_words),
-        "lowest of the last five, mean, %": average(lowest_of_last),
-        "lowest of the last five, any run, %": each(lambda runs: f"{min(map(lowest_of_last, runs)):.2f}"),
-        "best minus worst of the last five": average(spread_of_last),
-        "training images, final weights, %": average(lambda run: run["train_accuracy"]),
-        "gap, training minus tested images": average(gap),
+ROWS = {
+    "target met": "met the target",
+    "last epoch": "last epoch, %, ± standard deviation",
+    "lowest of five, mean": "lowest of the last five, mean, %",
+    "lowest, any": "lowest of the last five, any run, %",
+    "spread of five": "best minus worst of the last five",
+    "training images": "training images, final weights, %",
+    "gap": "gap, training minus tested images",
+}
+
+
+def figures_of(runs: Sequence[Run], target: float, most_gap: float | None = None) -> dict[str, str]:
+    """What some runs say together, by the keys of `ROWS`; `target` and `most_gap` are those of `meets`."""
+
+    def average(of: Callable[[Run], float]) -> str:
+        return f"{statistics.mean(map(of, runs)):.2f}"
+
+    return {
+        "target met": f"{sum(meets(run, target, most_gap) for run in runs)} of {len(runs)}",
+        "last epoch": last_epoch_in_words(runs),
+        "lowest of five, mean": average(lowest_of_last),
+        "lowest, any": f"{min(map(lowest_of_last, runs)):.2f}",
+        "spread of five": average(spread_of_last),
+        "training images": average(lambda run: run["train_accuracy"]),
+        "gap": average(gap),
     }
-    return aligned([["", *columns], *([name, *cells] for name, cells in rows.items())])
 
 
 def last_epoch_in_words(runs: Sequence[Run]) -> str:
