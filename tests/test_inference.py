@@ -1,0 +1,27 @@
+"""How fast nets evaluate: what is compared, and the record that is written."""
+
+import json
+
+import torch
+
+from experiments import inference
+from utils import count_parameters
+
+
+def test_the_example_is_that_of_pytorch():
+    net = inference.ExampleNet()
+    assert count_parameters(net) == 1_199_882
+    assert net(torch.zeros(3, 1, 28, 28)).exp().sum(1).allclose(torch.ones(3))
+
+
+def test_every_contender_is_measured_and_written(monkeypatch, tmp_path, in_this_process, capsys):
+    monkeypatch.setattr(inference, "SECONDS", 0.01)
+    monkeypatch.setattr(inference, "in_processes", in_this_process)
+    written = {}
+    monkeypatch.setattr(inference, "write_json", lambda path, content: written.update({path.name: content}))
+    assert inference.main([]) == 0
+    rows = json.loads(json.dumps(written["inference_cpu.json"]))["rows"]
+    names = list(inference.CONTENDERS)
+    assert [(row["net"], row["batch"]) for row in rows] == [(name, n) for name in names for n in (1, 250)]
+    assert all(len(row["images_per_second"]) == inference.REPEATS and row["median"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("images per second") == 8
