@@ -18,7 +18,50 @@ from utils import augment
 NINE_VIEWS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 
-class SharedNet(FinalNet):
+class DoubtingNet(FinalNet):
+    """Step 3's net, which in evaluation looks at further views only where the plain one leaves a doubt.
+
+    That is less work, and does not change what the net learns.
+
+    Args:
+        views: as for `FinalNet`; the plain one is always looked at.
+        sure: the probability of a digit from which the plain view is enough.
+    """
+
+    def __init__(self, views: Sequence[tuple[int, int]] = NINE_VIEWS, sure: float = 0.99) -> None:
+        super().__init__(views)
+        self.sure = sure
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        if self.training:
+            return super().forward(x)
+        logits = self.classify(crop(x))
+        doubt = logits.softmax(1).amax(1) < self.sure
+        logits[doubt] = super().forward(x[doubt])
+        return logits
+
+
+class SmallNet(DoubtingNet):
+    """Step 3's net with other numbers of channels, or weights of few bits.
+
+    Args:
+        channels: of the four convolutions.
+        bits: of the weights of the four convolutions and of the head, each from 2 to 4, see `Codes`; without them
+            float32.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], bits: Sequence[int] = ()) -> None:
+        super().__init__()
+        norm = HalfNorm if bits else nn.BatchNorm2d
+        for number, (inputs, outputs) in enumerate(zip((1, *channels), channels, strict=False), 1):
+            setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
+            setattr(self, f"norm{number}", norm(outputs))
+        self.head = (HalfLinear if bits else nn.Linear)(9 * channels[-1], 10)
+        use_codes([self.conv1, self.conv2, self.conv3, self.conv4, self.head], bits)
+
+
+class SharedNet(DoubtingNet):
     """A net that uses its third convolution three times, each time with a BatchNorm of its own.
 
     Shared weights go back to Eigen et al., "Understanding Deep Architectures using a Recursive Convolutional Network"
@@ -26,14 +69,11 @@ class SharedNet(FinalNet):
 
     Args:
         channels: of the first convolution, and of all others.
-        bits: of all weights, from 2 to 4, see `Codes`; 0 for float32.
-        views: as for `FinalNet`.
+        bits: of the weights of the three convolutions, the kernels and the head, as for `SmallNet`.
     """
 
-    def __init__(
-        self, channels: tuple[int, int], bits: int = 0, views: Sequence[tuple[int, int]] = NINE_VIEWS
-    ) -> None:
-        super().__init__(views)
+    def __init__(self, channels: tuple[int, int], bits: Sequence[int] = ()) -> None:
+        super().__init__()
         del self.conv4
         norm, (first, other) = HalfNorm if bits else nn.BatchNorm2d, channels
         self.conv1, self.norm1 = nn.Conv2d(1, first, 3, padding=1, bias=False), norm(first)
@@ -43,8 +83,7 @@ class SharedNet(FinalNet):
         self.kernels = nn.Conv2d(other, other, 3, groups=other, bias=False)
         self.norm6 = norm(other, affine=False)  # the head scales and shifts
         self.head = (HalfLinear if bits else nn.Linear)(other, 10)
-        for layer in (self.conv1, self.conv2, self.conv3, self.kernels, self.head) if bits else ():
-            parametrize.register_parametrization(layer, "weight", Codes(bits, whole=layer is self.head))
+        use_codes([self.conv1, self.conv2, self.conv3, self.kernels, self.head], bits)
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of cropped images (N, 1, 24, 24)."""
@@ -56,19 +95,10 @@ class SharedNet(FinalNet):
         return self.head(self.norm6(self.kernels(x)).flatten(1))
 
 
-class DoubtingNet(FinalNet):
-    """Step 3's net, which looks at the four views only where the plain one leaves a doubt: less work in evaluation."""
-
-    SURE = 0.999
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        if self.training:
-            return super().forward(x)
-        logits = self.classify(crop(x))
-        doubt = logits.softmax(1).amax(1) < self.SURE
-        logits[doubt] = super().forward(x[doubt])
-        return logits
+def use_codes(layers: Sequence[nn.Module], bits: Sequence[int]) -> None:
+    """Let layers, of which the last is the head, compute with weights of few bits, if there are any."""
+    for layer, n in zip(layers, bits, strict=False):
+        parametrize.register_parametrization(layer, "weight", Codes(n, whole=layer is layers[-1]))
 
 
 class Codes(nn.Module):

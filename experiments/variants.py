@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.nets import PRIOR_NETS, MakeNet, PartNet, linear_net, prior_net
-from experiments.records import DoubtingNet, NINE_VIEWS, Pruning, SharedNet, falling_faster
+from experiments.records import DoubtingNet, Pruning, SharedNet, SmallNet, falling_faster
 from model import STEPS, FinalNet, RegularizedNet
 from utils import Recipe
 
@@ -191,23 +191,21 @@ def candidates() -> dict[str, Variant]:
     b64 = replace(step.recipe, batch_size=64, max_lr=0.05, average=0.998)
     pruning = Pruning()
     pruned: dict[str, Any] = {"batches": pruning.batches, "loss": pruning.loss}
-    nine = part(FinalNet, views=NINE_VIEWS)
 
-    def shared(first: int, other: int, bits: int = 0) -> Variant:
-        words = f"{first}-{other}, one convolution three times" + (f", weights of {bits} bits" if bits else "")
-        return Variant(part(SharedNet, (first, other), **({"bits": bits} if bits else {})), b128, {}, words, "step3")
+    def small(net: MakeNet, words: str) -> Variant:
+        return Variant(net, b128, {}, words, "step3")
 
     def short(net: MakeNet, epochs: int, words: str) -> Variant:
         recipe = replace(b64, epochs=epochs, max_lr=0.07, warmup=0.1)
         return Variant(net, recipe, {"rate": falling_faster}, f"{epochs} epochs, {words}", "step3")
 
     return {
-        "shared-8-18": shared(8, 18),
-        "shared-8-18-4-bits": shared(8, 18, 4),
-        "shared-8-18-3-bits": shared(8, 18, 3),
-        "8-epochs": short(nine, 8, "batches of 64"),
-        "8-epochs-shared": short(part(SharedNet, (8, 24)), 8, "batches of 64, 8-24"),
         "pruned": Variant(DoubtingNet, step.recipe, pruned, "half of what is learnt left out", "step3"),
+        "shared-8-20": small(part(SharedNet, (8, 20)), "8-20, one convolution three times"),
+        "8-epochs-shared": short(part(SharedNet, (8, 24)), 8, "8-24, one convolution three times"),
+        "bits-44443": small(part(SmallNet, (8, 16, 16, 16), (4, 4, 4, 4, 3)), "8-16-16-16, 4 bits, head 3 bits"),
+        "small-5841": small(part(SmallNet, (7, 14, 14, 14)), "7-14-14-14"),
+        "8-epochs": short(DoubtingNet, 8, "batches of 64"),
     }
 
 
