@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import statistics
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from experiments.variants import GROUPS, Variant
 from model import STEPS
 from tinymnist import runs
 from tinymnist.runs import Run
+from tinymnist.tables import lowest_of_last
 
 records = functools.cache(finished)  # which are asked for some hundred times
 
@@ -36,11 +40,6 @@ def steps_of(group: str) -> dict[int, list[Run]]:
     """The runs of the steps in a group; a step that has none yet is left out."""
     there = {run["variant"] for run in runs.read_runs(runs.RESULTS / f"{group}.jsonl")}  # stale ones too: they are told
     return {k: runs_of(group, f"step{k}") for k in STEPS if f"step{k}" in there}
-
-
-def held_out_variants() -> dict[str, Variant]:
-    """All variants that are tested on held-out images."""
-    return {name: one for group in GROUPS.values() if group.held_out for name, one in group.variants().items()}
 
 
 def held_out(variant: str) -> list[Run]:
@@ -96,7 +95,7 @@ def gains_in_step3() -> dict[str, dict[str, Pair]]:
 def left_out() -> dict[str, dict[str, Pair]]:
     """What was tried beside the parts and left out, and the step that it would have changed, step by step."""
     parts = {name for found in ALONE_AND_LAST.values() for names in found.values() for name in names}
-    others = held_out_variants().items()
+    others = (GROUPS["choices"].variants() | GROUPS["parts"].variants()).items()
     tried = {name: one for name, one in others if one.against and name not in parts | {*ONLY_LAST.values()}}
     return {
         variant.words: {"left out": (held_out(name), held_out(variant.against))}
@@ -120,3 +119,27 @@ def bootstrap(draws: int = 100_000) -> tuple[np.ndarray, float]:
     times = np.random.default_rng(0).multinomial(10_000, share, size=draws)[:, :-1]
     most = round(100 * (100 - STEPS[3].target))  # errors that the target allows
     return 100 - times @ wrong / 100, float(stats.binom.cdf(most, 10_000, wrong.sum(0) / 10_000).mean())
+
+
+LEAST_MARGIN = 2.5  # standard deviations, of a record
+
+
+def entries() -> dict[str, tuple[Variant, list[Run]]]:
+    """Step 3 and the entries for the records, with their runs on the test set."""
+    found = {"step3": ("steps", replace(GROUPS["steps"].variants()["step3"], words="Step 3"))}
+    found |= {name: ("records", variant) for name, variant in GROUPS["records"].variants().items()}
+    return {name: (variant, runs_of(group, name)) for name, (group, variant) in found.items()}
+
+
+def margin_of(found: list[Run]) -> tuple[float, float]:
+    """How far the lowest of the last five epochs lies above the target of Step 3.
+
+    Returns:
+        its mean less the target, in standard deviations of the runs, and the chance that as many new runs would all
+        hold the target, if the lowest are normal (Student's t for the next run).
+    """
+    from scipy import stats  # here, because it takes a second
+
+    lowest, n = [lowest_of_last(run) for run in found], len(found)
+    margin = (statistics.mean(lowest) - STEPS[3].target) / statistics.stdev(lowest)
+    return margin, float(stats.t.cdf(margin / math.sqrt(1 + 1 / n), n - 1) ** n)

@@ -101,6 +101,10 @@ def use_codes(layers: Sequence[nn.Module], bits: Sequence[int]) -> None:
         parametrize.register_parametrization(layer, "weight", Codes(n, whole=layer is layers[-1]))
 
 
+# Standard deviations between two codes, by bits, which fit a normal distribution best (Max, 1960).
+SPACING = {2: 1.22, 3: 0.65, 4: 0.35}
+
+
 class Codes(nn.Module):
     """Weights as whole numbers of few bits, times a factor that BatchNorm after a convolution takes up.
 
@@ -111,8 +115,6 @@ class Codes(nn.Module):
         whole: one factor, float16, for all weights, which is multiplied in; else one per output, which is not.
     """
 
-    STEPS = {2: 1.22, 3: 0.65, 4: 0.35}  # standard deviations between two codes that fit a normal distribution best
-
     def __init__(self, bits: int, whole: bool) -> None:
         super().__init__()
         self.bits, self.whole, self.largest = bits, whole, 2 ** (bits - 1) - 1
@@ -120,7 +122,7 @@ class Codes(nn.Module):
     def factor(self, weight: Tensor) -> Tensor:
         """What a code of 1 stands for: (1, ...) or (outputs, 1, ...)."""
         axes = tuple(range(0 if self.whole else 1, weight.dim()))
-        return self.STEPS[self.bits] * weight.detach().square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)
+        return SPACING[self.bits] * weight.detach().square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weights that the layer computes with."""

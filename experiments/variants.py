@@ -195,11 +195,27 @@ def candidates() -> dict[str, Variant]:
     def small(net: MakeNet, words: str) -> Variant:
         return Variant(net, b128, {}, words, "step3")
 
-    def short(net: MakeNet, epochs: int, words: str) -> Variant:
-        recipe = replace(b64, epochs=epochs, max_lr=0.07, warmup=0.1)
+    def short(net: MakeNet, epochs: int, words: str, recipe: Recipe = b64, max_lr: float = 0.07) -> Variant:
+        recipe = replace(recipe, epochs=epochs, max_lr=max_lr, warmup=0.1)
         return Variant(net, recipe, {"rate": falling_faster}, f"{epochs} epochs, {words}", "step3")
 
+    def few_bytes(channels: tuple[int, int, int, int], *bits: int) -> Variant:
+        words = f"{'-'.join(map(str, channels))}, {' '.join(map(str, bits))} bits, along a parabola"
+        return Variant(
+            part(SmallNet, channels, bits), replace(b128, max_lr=0.14), {"rate": falling_faster}, words, "step3"
+        )
+
+    b32 = replace(step.recipe, batch_size=32, max_lr=0.035, average=0.999)
     return {
+        "pruned-993": Variant(
+            DoubtingNet, replace(step.recipe, average=0.993), pruned, "half of what is learnt left out", "step3"
+        ),
+        "fast-11": Variant(DoubtingNet, replace(step.recipe, epochs=11), {}, "11 epochs, batches of 256", "step3"),
+        "10-epochs": Variant(DoubtingNet, replace(b64, epochs=10, warmup=0.1), {}, "10 epochs, batches of 64", "step3"),
+        "8-epochs-32": short(DoubtingNet, 8, "batches of 32", b32, 0.035),
+        "bits-4444": few_bytes((8, 16, 16, 15), 4, 4, 4, 4, 4),
+        "small-5841-64": Variant(part(SmallNet, (7, 14, 14, 14)), b64, {}, "7-14-14-14, batches of 64", "step3"),
+        # Given up after a first look.
         "pruned": Variant(DoubtingNet, step.recipe, pruned, "half of what is learnt left out", "step3"),
         "shared-8-20": small(part(SharedNet, (8, 20)), "8-20, one convolution three times"),
         "8-epochs-shared": short(part(SharedNet, (8, 24)), 8, "8-24, one convolution three times"),
