@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,93 +44,63 @@ class DoubtingNet(FinalNet):
 
 
 class SmallNet(DoubtingNet):
-    """Step 3's net with other numbers of channels, or weights of few bits.
+    """Step 3's net with other numbers of channels, or weights of few levels.
 
     Args:
         channels: of the four convolutions.
-        bits: of the weights of the four convolutions and of the head, each from 2 to 4, see `Codes`; without them
-            float32.
+        levels: how many values a weight can have, an odd number, see `Codes`; 0 for float32.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int], bits: Sequence[int] = ()) -> None:
+    def __init__(self, channels: Sequence[int], levels: int = 0) -> None:
         super().__init__()
-        norm = HalfNorm if bits else nn.BatchNorm2d
+        norm = HalfNorm if levels else nn.BatchNorm2d
         for number, (inputs, outputs) in enumerate(zip((1, *channels), channels, strict=False), 1):
             setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
             setattr(self, f"norm{number}", norm(outputs))
-        self.head = (HalfLinear if bits else nn.Linear)(9 * channels[-1], 10)
-        use_codes([self.conv1, self.conv2, self.conv3, self.conv4, self.head], bits)
-
-
-class SharedNet(DoubtingNet):
-    """A net that uses its third convolution three times, each time with a BatchNorm of its own.
-
-    Shared weights go back to Eigen et al., "Understanding Deep Architectures using a Recursive Convolutional Network"
-    (2014). Each channel of the last map has one kernel over it, and the head combines the channels.
-
-    Args:
-        channels: of the first convolution, and of all others.
-        bits: of the weights of the three convolutions, the kernels and the head, as for `SmallNet`.
-    """
-
-    def __init__(self, channels: tuple[int, int], bits: Sequence[int] = ()) -> None:
-        super().__init__()
-        del self.conv4
-        norm, (first, other) = HalfNorm if bits else nn.BatchNorm2d, channels
-        self.conv1, self.norm1 = nn.Conv2d(1, first, 3, padding=1, bias=False), norm(first)
-        self.conv2, self.norm2 = nn.Conv2d(first, other, 3, padding=1, bias=False), norm(other)
-        self.conv3 = nn.Conv2d(other, other, 3, padding=1, bias=False)
-        self.norm3, self.norm4, self.norm5 = norm(other), norm(other), norm(other)
-        self.kernels = nn.Conv2d(other, other, 3, groups=other, bias=False)
-        self.norm6 = norm(other, affine=False)  # the head scales and shifts
-        self.head = (HalfLinear if bits else nn.Linear)(other, 10)
-        use_codes([self.conv1, self.conv2, self.conv3, self.kernels, self.head], bits)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of cropped images (N, 1, 24, 24)."""
-        x = F.relu(self.norm1(self.pool(self.conv1(x))))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.relu(self.norm3(self.pool(self.conv3(x))))
-        x = F.relu(self.norm4(self.conv3(x)))
-        x = F.relu(self.norm5(self.pool(self.conv3(x))))
-        return self.head(self.norm6(self.kernels(x)).flatten(1))
-
-
-def use_codes(layers: Sequence[nn.Module], bits: Sequence[int]) -> None:
-    """Let layers, of which the last is the head, compute with weights of few bits, if there are any."""
-    for layer, n in zip(layers, bits, strict=False):
-        parametrize.register_parametrization(layer, "weight", Codes(n, whole=layer is layers[-1]))
-
-
-# Standard deviations between two codes, by bits, which fit a normal distribution best (Max, 1960).
-SPACING = {2: 1.22, 3: 0.65, 4: 0.35}
+        self.head = (HalfLinear if levels else nn.Linear)(9 * channels[-1], 10)
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4, self.head) if levels else ():
+            parametrize.register_parametrization(layer, "weight", Codes(levels, whole=layer is self.head))
 
 
 class Codes(nn.Module):
-    """Weights as whole numbers of few bits, times a factor that BatchNorm after a convolution takes up.
+    """Weights as whole numbers, times a factor that BatchNorm after a convolution takes up.
 
     In the backward pass, rounding is the identity (straight-through estimator; Bengio et al., 2013).
 
     Args:
-        bits: the codes run from 1 - 2**(bits - 1) to 2**(bits - 1) - 1.
+        levels: an odd number; the codes run from -(levels // 2) to levels // 2.
         whole: one factor, float16, for all weights, which is multiplied in; else one per output, which is not.
     """
 
-    def __init__(self, bits: int, whole: bool) -> None:
+    def __init__(self, levels: int, whole: bool) -> None:
         super().__init__()
-        self.bits, self.whole, self.largest = bits, whole, 2 ** (bits - 1) - 1
+        self.levels, self.whole, self.spacing = levels, whole, normal_spacing(levels)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The codes, as float, of the shape of the weights."""
+        most = self.levels // 2
+        return (weight / self.factor(weight)).round().clamp(-most, most)
 
     def factor(self, weight: Tensor) -> Tensor:
         """What a code of 1 stands for: (1, ...) or (outputs, 1, ...)."""
         axes = tuple(range(0 if self.whole else 1, weight.dim()))
-        return SPACING[self.bits] * weight.detach().square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)
+        return self.spacing * weight.detach().square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weights that the layer computes with."""
         factor = self.factor(weight)
         scaled = weight / factor
-        codes = scaled + (scaled.round().clamp(-self.largest, self.largest) - scaled).detach()
+        codes = scaled + (self.codes(weight) - scaled).detach()
         return codes * factor.half().to(weight.dtype) if self.whole else codes
+
+
+@functools.cache
+def normal_spacing(levels: int) -> float:
+    """The standard deviations between two of an odd number of levels that lie nearest to a normal distribution."""
+    values = torch.special.ndtri((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
+    found = torch.linspace(0.05, 1.5, 1451, dtype=torch.float64)[:, None]
+    rounded = (values / found).round().clamp(-(levels // 2), levels // 2) * found
+    return float(found[(rounded - values).square().sum(1).argmin()])
 
 
 class HalfNorm(nn.BatchNorm2d):
@@ -163,33 +134,29 @@ def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def packed(net: nn.Module) -> bytes:
-    """All numbers that evaluation reads: float32, or codes of few bits and float16.
-
-    Codes come first, layer by layer, from each layer a whole number of bytes; then of each layer the float16 numbers.
-    """
-    codes: list[bytes] = []
-    others: list[Tensor] = []
+    """All numbers that evaluation reads: float32; or codes, as one number of as many digits, and then float16."""
+    codes, count, levels, others = 0, 0, 0, list[Tensor]()
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             others += folded(layer)
         elif parametrize.is_parametrized(layer, "weight"):
             kept: Any = layer
             [rule], weight = kept.parametrizations.weight, kept.parametrizations.weight.original
-            factor = rule.factor(weight)
-            whole = (weight / factor).round().clamp(-rule.largest, rule.largest) + rule.largest
-            bits = whole.flatten().byte().cpu().numpy()[:, None] >> np.arange(rule.bits, dtype=np.uint8) & 1
-            codes.append(np.packbits(bits).tobytes())
-            others += [factor, kept.bias] if rule.whole else []
+            for code in (rule.codes(weight) + rule.levels // 2).int().flatten().tolist():
+                codes, count, levels = codes * rule.levels + code, count + 1, rule.levels
+            others += [rule.factor(weight), kept.bias] if rule.whole else []
         elif isinstance(layer, nn.Conv2d | nn.Linear):
-            others += [value.detach() for value in layer.parameters(recurse=False)]
-    kind = "<f2" if codes else "<f4"
-    return b"".join([*codes, *(other.cpu().numpy().astype(kind).tobytes() for other in others)])
+            others += layer.parameters(recurse=False)
+    numbers = torch.cat([other.flatten() for other in others]).cpu().numpy()
+    if not levels:
+        return numbers.astype("<f4").tobytes()
+    return codes.to_bytes(math.ceil(count * math.log2(levels) / 8)) + numbers.astype("<f2").tobytes()
 
 
-def falling_faster(recipe: Recipe, done: float) -> float:
-    """The rate of one-cycle, but falling along a parabola: halfway down, a quarter of the peak is left."""
+def cubic(recipe: Recipe, done: float) -> float:
+    """The rate of one-cycle, but falling along a cubic: halfway down, an eighth of the peak is left."""
     rate = learning_rate(recipe, done)
-    return rate if done < recipe.warmup else rate**2
+    return rate if done < recipe.warmup else rate**3
 
 
 class Pruning:

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import math
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.nets import PRIOR_NETS, MakeNet, PartNet, linear_net, prior_net
-from experiments.records import DoubtingNet, Pruning, SharedNet, SmallNet, falling_faster
+from experiments.records import DoubtingNet, Pruning, SmallNet, cubic
 from model import STEPS, FinalNet, RegularizedNet
 from utils import Recipe
 
@@ -184,44 +184,30 @@ def prior() -> dict[str, Variant]:
 def candidates() -> dict[str, Variant]:
     """What was considered for the records, on held-out images.
 
-    Batches of 128 have half the rate of Step 3, and those of 64 a quarter; the average forgets as much in an epoch.
+    Batches of 128 have half the rate of Step 3, and those of 64 a quarter; the average forgets about as much in an
+    epoch.
     """
-    step, part = STEPS[3], functools.partial
+    step, part, pruning = STEPS[3], functools.partial, Pruning()
     b128 = replace(step.recipe, batch_size=128, max_lr=0.1, average=0.998)
     b64 = replace(step.recipe, batch_size=64, max_lr=0.05, average=0.998)
-    pruning = Pruning()
     pruned: dict[str, Any] = {"batches": pruning.batches, "loss": pruning.loss}
 
-    def small(net: MakeNet, words: str) -> Variant:
-        return Variant(net, b128, {}, words, "step3")
+    def small(*channels: int) -> Variant:
+        return Variant(part(SmallNet, channels), b128, {}, "-".join(map(str, channels)), "step3")
 
-    def short(net: MakeNet, epochs: int, words: str, recipe: Recipe = b64, max_lr: float = 0.07) -> Variant:
-        recipe = replace(recipe, epochs=epochs, max_lr=max_lr, warmup=0.1)
-        return Variant(net, recipe, {"rate": falling_faster}, f"{epochs} epochs, {words}", "step3")
+    def few_bytes(levels: int, *channels: int) -> Variant:
+        recipe, words = replace(b128, max_lr=0.16), f"{'-'.join(map(str, channels))}, weights of {levels} levels"
+        return Variant(part(SmallNet, channels, levels), recipe, {"rate": cubic}, words, "step3")
 
-    def few_bytes(channels: tuple[int, int, int, int], *bits: int) -> Variant:
-        words = f"{'-'.join(map(str, channels))}, {' '.join(map(str, bits))} bits, along a parabola"
-        return Variant(
-            part(SmallNet, channels, bits), replace(b128, max_lr=0.14), {"rate": falling_faster}, words, "step3"
-        )
-
-    b32 = replace(step.recipe, batch_size=32, max_lr=0.035, average=0.999)
     return {
-        "pruned-993": Variant(
-            DoubtingNet, replace(step.recipe, average=0.993), pruned, "half of what is learnt left out", "step3"
-        ),
-        "fast-11": Variant(DoubtingNet, replace(step.recipe, epochs=11), {}, "11 epochs, batches of 256", "step3"),
         "10-epochs": Variant(DoubtingNet, replace(b64, epochs=10, warmup=0.1), {}, "10 epochs, batches of 64", "step3"),
-        "8-epochs-32": short(DoubtingNet, 8, "batches of 32", b32, 0.035),
-        "bits-4444": few_bytes((8, 16, 16, 15), 4, 4, 4, 4, 4),
-        "small-5841-64": Variant(part(SmallNet, (7, 14, 14, 14)), b64, {}, "7-14-14-14, batches of 64", "step3"),
-        # Given up after a first look.
-        "pruned": Variant(DoubtingNet, step.recipe, pruned, "half of what is learnt left out", "step3"),
-        "shared-8-20": small(part(SharedNet, (8, 20)), "8-20, one convolution three times"),
-        "8-epochs-shared": short(part(SharedNet, (8, 24)), 8, "8-24, one convolution three times"),
-        "bits-44443": small(part(SmallNet, (8, 16, 16, 16), (4, 4, 4, 4, 3)), "8-16-16-16, 4 bits, head 3 bits"),
-        "small-5841": small(part(SmallNet, (7, 14, 14, 14)), "7-14-14-14"),
-        "8-epochs": short(DoubtingNet, 8, "batches of 64"),
+        "pruned": Variant(
+            DoubtingNet, replace(b128, average=0.9965), pruned, "half of what is learnt left out", "step3"
+        ),
+        "11-epochs": Variant(DoubtingNet, replace(b128, epochs=11), {}, "11 epochs", "step3"),
+        "small-6277": small(7, 14, 14, 16),
+        "small-5841": small(7, 14, 14, 14),
+        "levels-15": few_bytes(15, 8, 16, 16, 16),
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.records import SPACING, DoubtingNet, Pruning, SharedNet, SmallNet, falling_faster, packed
+from experiments.records import DoubtingNet, Pruning, SmallNet, cubic, normal_spacing, packed
 from model import STEPS, FinalNet, crop
 from tinymnist.recipe import learning_rate
 from utils import Recipe, count_parameters, fit, normalize
