@@ -1,5 +1,7 @@
 """What the entries for the records need: packed weights, views in doubt, pruned epochs, a rate."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,19 +18,19 @@ def images(drawn):
     return normalize(drawn.test_images[:50])
 
 
-def unpacked_logits(data: bytes, channels, bits, images):
-    """The logits of one view, from nothing but what `packed` gives for weights of few bits."""
+def unpacked_logits(data: bytes, channels, levels, images):
+    """The logits of one view, from nothing but what `packed` gives for weights of few levels."""
     shapes = [(o, i, 3, 3) for i, o in zip((1, *channels), channels, strict=False)] + [(10, 9 * channels[-1])]
-    at, weights = 0, []
-    for shape, n in zip(shapes, bits, strict=True):
-        count = int(np.prod(shape))
-        size = -(-count * n // 8)
-        stream = np.unpackbits(np.frombuffer(data[at : at + size], np.uint8))[: count * n].reshape(count, n)
-        codes = (stream.astype(int) << np.arange(n)).sum(1) - (2 ** (n - 1) - 1)
-        weights.append(torch.tensor(codes, dtype=torch.float32).view(shape))
-        at += size
-    halves = torch.tensor(np.frombuffer(data[at:], "<f2").astype(np.float32))
-    *norms, factor, bias = halves.split([size for c in channels for size in (c, c)] + [1, 10])
+    halves = 2 * sum(channels) + 1 + 10
+    codes, digits = int.from_bytes(data[: -2 * halves]), []
+    for _ in range(sum(map(math.prod, shapes))):
+        codes, digit = divmod(codes, levels)
+        digits.append(digit - levels // 2)
+    assert codes == 0
+    parts = torch.tensor(digits[::-1], dtype=torch.float32).split([math.prod(shape) for shape in shapes])
+    weights = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    numbers = torch.tensor(np.frombuffer(data[-2 * halves :], "<f2").astype(np.float32))
+    *norms, factor, bias = numbers.split([size for c in channels for size in (c, c)] + [1, 10])
     x = crop(images)
     for number, pooled in enumerate((True, False, True, True)):
         x = F.conv2d(x, weights[number], padding=1)
@@ -38,33 +40,27 @@ def unpacked_logits(data: bytes, channels, bits, images):
     return x.flatten(1) @ (weights[-1] * factor).T + bias
 
 
-def test_packed_bytes_are_all_that_evaluation_reads(drawn, images):
-    channels, bits = (4, 6, 6, 5), (4, 3, 4, 2, 3)
+@pytest.mark.parametrize("levels", [3, 15])
+def test_packed_bytes_are_all_that_evaluation_reads(drawn, images, levels):
+    channels = (4, 6, 6, 5)
     torch.manual_seed(0)
-    net = SmallNet(channels, bits)
+    net = SmallNet(channels, levels)
     fit(net, Recipe(epochs=1, max_lr=0.05, average=0.9), drawn, progress=False)
     data = packed(net)
     with torch.no_grad():
-        assert torch.allclose(net.classify(crop(images)), unpacked_logits(data, channels, bits, images), atol=1e-4)
-    numbers = [9 * 4, 9 * 24, 9 * 36, 9 * 30, 450]
-    assert len(data) == sum(-(-n * b // 8) for n, b in zip(numbers, bits, strict=True)) + 2 * (2 * 21 + 11)
+        assert torch.allclose(net.classify(crop(images)), unpacked_logits(data, channels, levels, images), atol=1e-4)
+    weights = 9 * (4 + 24 + 36 + 30) + 450
+    assert len(data) == math.ceil(weights * math.log2(levels) / 8) + 2 * (2 * 21 + 11)
 
 
 @pytest.mark.parametrize("net", [FinalNet(), SmallNet((7, 14, 14, 14))])
-def test_without_few_bits_the_bytes_are_float32(net):
-    assert len(packed(net)) == 4 * count_parameters(net)
+def test_without_few_levels_the_bytes_are_float32(net):
+    assert len(packed(net)) == 4 * (count_parameters(net))
 
 
-@pytest.mark.parametrize("bits", SPACING)
-def test_codes_fit_a_normal_distribution(bits):
-    """Max, "Quantizing for minimum distortion" (1960): no other spacing is nearer to normal values."""
-    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    most = 2 ** (bits - 1) - 1
-
-    def error(spacing: float) -> float:
-        return float(((x / spacing).round().clamp(-most, most) * spacing - x).square().mean())
-
-    assert error(SPACING[bits]) < min(error(0.95 * SPACING[bits]), error(1.05 * SPACING[bits]))
+def test_levels_fit_a_normal_distribution():
+    """The spacings of Max, "Quantizing for minimum distortion" (1960), table II."""
+    assert [normal_spacing(levels) for levels in (3, 5, 7, 15)] == pytest.approx([1.224, 0.843, 0.651, 0.353], abs=2e-3)
 
 
 def test_further_views_are_looked_at_in_doubt_alone(images):
@@ -118,8 +114,8 @@ def test_a_pruned_run_learns(drawn):
     assert torch.isfinite(pruning.losses).all()
 
 
-def test_the_parabola_lies_below_the_straight_fall():
+def test_the_cubic_lies_below_the_straight_fall():
     recipe = Recipe(schedule="one_cycle", warmup=0.2)
-    assert falling_faster(recipe, 0.1) == learning_rate(recipe, 0.1) == 0.5
-    assert falling_faster(recipe, 0.6) == pytest.approx(0.25)
-    assert (falling_faster(recipe, 0.2), falling_faster(recipe, 1.0)) == (1, 0)
+    assert cubic(recipe, 0.1) == learning_rate(recipe, 0.1) == 0.5
+    assert cubic(recipe, 0.6) == pytest.approx(0.125)
+    assert (cubic(recipe, 0.2), cubic(recipe, 1.0)) == (1, 0)
