@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -160,46 +161,53 @@ def cubic(recipe: Recipe, done: float) -> float:
 
 
 class Pruning:
-    """Leave out half of what is learnt (InfoBatch; Qin et al., 2024), with the same number of images in each epoch.
+    """Leave out half of what is learnt, and look at the rest more often (after InfoBatch; Qin et al., 2024).
 
-    Of the images, the share LEARNT with the lowest last losses counts as learnt. Half of these, drawn at random for
-    each epoch, are left out, and the others count double. An image that was not seen yet has an infinite loss.
+    In each pass, the share LEARNT of the images, those with the lowest last losses, counts as learnt. Half of these,
+    drawn at random, are left out, and the others count double. An image that was not seen yet has an infinite loss.
+    Passes follow each other without regard to epochs, which have a number of images of their own.
 
     `batches` and `loss` are both given to `fit`, so that the one sees what the other computes.
+
+    Args:
+        share: how many images an epoch has, as a share of the training images: 9/16 is one pass.
     """
 
     LEARNT = 0.875
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
         self.images = self.labels = self.losses = self.chosen = self.weights = torch.empty(0)
         self.recipe, self.generator = Recipe(), torch.Generator()
+        self.stream: Iterator[tuple[Tensor, Tensor]] = iter(())
 
     def batches(self, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Pruning:
         """What `fit` iterates, this object itself; the arguments are those of `Batches`."""
         self.images, self.labels, self.recipe, self.generator = images, labels, recipe, generator
         self.losses = torch.full((len(images),), torch.inf, device=images.device)
+        self.stream = self._passes()
         return self
 
-    def _sizes(self) -> tuple[int, int]:
-        """How many images count as learnt, and how many are left out."""
-        learnt = round(self.LEARNT * len(self.images))
-        return learnt, learnt // 2
-
     def __len__(self) -> int:
-        return -(-(len(self.images) - self._sizes()[1]) // self.recipe.batch_size)
+        return math.ceil(self.share * len(self.images) / self.recipe.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, (learnt, left_out) = self.images.device, self._sizes()
-        shuffled = torch.randperm(len(self.images), generator=self.generator, device=device)
-        ranked = shuffled[self.losses[shuffled].argsort(stable=True)]  # equal ones in random order
-        kept = ranked[:learnt][torch.randperm(learnt, generator=self.generator, device=device)[left_out:]]
-        chosen = torch.cat([kept, ranked[learnt:]])
-        weights = torch.ones(len(chosen), device=device)
-        weights[: len(kept)] = 2
-        order = torch.randperm(len(chosen), generator=self.generator, device=device)
-        for part in order.split(self.recipe.batch_size):
-            self.chosen, self.weights = chosen[part], weights[part]
-            yield augment(self.images[self.chosen], self.recipe, self.generator), self.labels[self.chosen]
+        return itertools.islice(self.stream, len(self))
+
+    def _passes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass after the other."""
+        device, learnt = self.images.device, round(self.LEARNT * len(self.images))
+        permutation = functools.partial(torch.randperm, generator=self.generator, device=device)
+        while True:
+            shuffled = permutation(len(self.images))
+            ranked = shuffled[self.losses[shuffled].argsort(stable=True)]  # equal ones in random order
+            kept = ranked[:learnt][permutation(learnt)[learnt // 2 :]]
+            chosen = torch.cat([kept, ranked[learnt:]])
+            weights = torch.ones(len(chosen), device=device)
+            weights[: len(kept)] = 2
+            for part in permutation(len(chosen)).split(self.recipe.batch_size):
+                self.chosen, self.weights = chosen[part], weights[part]
+                yield augment(self.images[self.chosen], self.recipe, self.generator), self.labels[self.chosen]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The weighted mean of the cross-entropy of a batch; the losses of its images are kept."""

