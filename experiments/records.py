@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from experiments.nets import deslant
 from model import FinalNet, crop
 from tinymnist.recipe import Recipe, learning_rate
 from utils import augment
@@ -28,14 +29,18 @@ class DoubtingNet(FinalNet):
     Args:
         views: as for `FinalNet`; the plain one is always looked at.
         sure: the probability of a digit from which the plain view is enough.
+        deslanted: each image is sheared first, until its digit stands upright.
     """
 
-    def __init__(self, views: Sequence[tuple[int, int]] = NINE_VIEWS, sure: float = 0.99) -> None:
+    def __init__(
+        self, views: Sequence[tuple[int, int]] = NINE_VIEWS, sure: float = 0.99, deslanted: bool = False
+    ) -> None:
         super().__init__(views)
-        self.sure = sure
+        self.sure, self.deslanted = sure, deslanted
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes)."""
+        x = deslant(x) if self.deslanted else x
         if self.training:
             return super().forward(x)
         logits = self.classify(crop(x))
@@ -50,10 +55,11 @@ class SmallNet(DoubtingNet):
     Args:
         channels: of the four convolutions.
         levels: how many values a weight can have, an odd number, see `Codes`; 0 for float32.
+        deslanted: as for `DoubtingNet`.
     """
 
-    def __init__(self, channels: Sequence[int], levels: int = 0) -> None:
-        super().__init__()
+    def __init__(self, channels: Sequence[int], levels: int = 0, deslanted: bool = False) -> None:
+        super().__init__(deslanted=deslanted)
         norm = HalfNorm if levels else nn.BatchNorm2d
         for number, (inputs, outputs) in enumerate(zip((1, *channels), channels, strict=False), 1):
             setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))

@@ -189,21 +189,26 @@ def candidates() -> dict[str, Variant]:
     """
     step, part = STEPS[3], functools.partial
     b128 = replace(step.recipe, batch_size=128, max_lr=0.1, average=0.998)
+    b64 = replace(step.recipe, batch_size=64, max_lr=0.05, average=0.998)
+    pruning = Pruning(9 / 16)
+    pruned: dict[str, Any] = {"batches": pruning.batches, "loss": pruning.loss}
 
-    def pruned(
-        net: MakeNet, words: str, recipe: Recipe = b128, share: float = 1.0, **openings: Callable[..., Any]
-    ) -> Variant:
-        pruning = Pruning(share)
-        return Variant(net, recipe, {"batches": pruning.batches, "loss": pruning.loss} | openings, words, "step3")
+    def small(*channels: int) -> Variant:
+        words = f"{'-'.join(map(str, channels))} channels, deslanted"
+        return Variant(part(SmallNet, channels, deslanted=True), b128, {}, words, "step3")
 
     return {
-        "pruned": pruned(DoubtingNet, "nine sixteenths of the images", replace(b128, average=0.9965), share=9 / 16),
-        "10-epochs": pruned(DoubtingNet, "10 epochs", replace(b128, epochs=10, warmup=0.1)),
-        "8-epochs": pruned(DoubtingNet, "8 epochs", replace(b128, epochs=8, warmup=0.1)),
-        "small-5841": pruned(part(SmallNet, (7, 14, 14, 14)), "7-14-14-14 channels"),
-        "small-4668": pruned(part(SmallNet, (6, 12, 12, 13)), "6-12-12-13 channels"),
-        "levels-15": pruned(
-            part(SmallNet, (8, 16, 16, 16), 15), "8-16-16-16, 15 levels", replace(b128, max_lr=0.16), rate=cubic
+        "pruned": Variant(DoubtingNet, replace(b128, average=0.9965), pruned, "nine sixteenths of the images", "step3"),
+        "10-epochs": Variant(
+            part(DoubtingNet, deslanted=True), replace(b64, epochs=10, warmup=0.1), {}, "10 epochs, deslanted", "step3"
+        ),
+        "small-5841": small(7, 14, 14, 14),
+        "levels-15": Variant(
+            part(SmallNet, (8, 16, 16, 16), 15, True),
+            replace(b128, max_lr=0.16),
+            {"rate": cubic},
+            "8-16-16-16 channels, 15 levels, deslanted",
+            "step3",
         ),
     }
 
