@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.records import DoubtingNet
+from model import FinalNet
 from predict import load_net
 from tinymnist.cli import OneLineParser
 from tinymnist.parallel import in_processes
@@ -57,8 +59,16 @@ def of_file(name: str) -> Callable[[Tensor], object]:
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
+def doubting() -> nn.Module:
+    """The final net, with the crop first, and the four views only where that is less than 99 % sure."""
+    net = DoubtingNet(FinalNet().views)
+    net.load_state_dict(load_net().state_dict())
+    return net
+
+
 CONTENDERS: dict[str, Callable[[], Callable[[Tensor], object]]] = {
     "Step 3, PyTorch": lambda: of_net(load_net()),
+    "Step 3, PyTorch, other views only in doubt": lambda: of_net(doubting()),
     "Step 3, ONNX, float32": lambda: of_file("final.onnx"),
     "Step 3, ONNX, 8 bits": lambda: of_file("final-int8.onnx"),
     "PyTorch's example, 1,199,882 parameters": lambda: of_net(ExampleNet()),

@@ -213,10 +213,20 @@ def candidates() -> dict[str, Variant]:
     }
 
 
+# The candidates that are entered: trained on all training images from twenty seeds, and tested on the test set, once.
+ENTRIES: tuple[str, ...] = ("pruned",)
+
+
+def records() -> dict[str, Variant]:
+    """The entries for the records."""
+    return {name: replace(candidates()[name], seeds=20) for name in ENTRIES}
+
+
 GROUPS = {
     "choices": Group(choices, held_out=True),
     "parts": Group(parts, held_out=True),
     "steps": Group(steps, held_out=False, weights={"step1": 1, "step2": 1, "step3": 20}),
     "prior": Group(prior, held_out=False),
     "candidates": Group(candidates, held_out=True),
+    "records": Group(records, held_out=False),
 }

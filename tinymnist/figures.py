@@ -136,6 +136,28 @@ def plot_intervals(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, f
     return figure
 
 
+def plot_runs(rows: Mapping[str, Sequence[float]], target: float, xlabel: str) -> Figure:
+    """Draw a value of each run, a line for each kind of run; a single run is drawn as a cross.
+
+    Args:
+        rows: by name, the values.
+        target: drawn as a dashed line.
+        xlabel: what is measured.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 0.3 * len(rows) + 0.8), layout="constrained")
+    for y, values in enumerate(rows.values()):
+        style = {"marker": "x"} if len(values) == 1 else {"marker": "o", "alpha": 0.35}
+        axis.plot(values, [y] * len(values), linestyle="none", color="tab:blue", markersize=5, **style)
+    axis.axvline(target, color="gray", linestyle="--", linewidth=0.8)
+    axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
+    axis.set_yticks(range(len(rows)), [*rows])
+    axis.tick_params("y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.3)
+    plt.close(figure)
+    return figure
+
+
 def plot_history(history: History, recipe: Recipe, target: float | None = None) -> Figure:
     """Draw loss, accuracy and learning rate of a run over its epochs.
 
