@@ -35,6 +35,7 @@ from utils import Batches, DataError, Digits, Recipe, fit, load_mnist, normalize
 REPEATS = 3
 FASTEST = "pruned"  # among the entries for the records
 WHOLE = "the fastest record, a whole run"
+USUAL = "usual pipeline, no workers"
 WARM_UP = 20  # steps before the time counts, in which libraries make their kernels
 STOCK_RECIPE = Recipe(epochs=1, max_lr=0.01, rotation=7.0)
 # A typical earlier solution with ReLU before BatchNorm: 7,830 parameters.
@@ -116,7 +117,7 @@ def contenders(device: torch.device) -> dict[str, Callable[[torch.device], float
     """What is timed: returns the seconds of an epoch on a device."""
     step3 = functools.partial(our_epoch, net=FinalNet, recipe=STEPS[3].recipe)
     found: dict[str, Callable[[torch.device], float]] = {
-        "usual pipeline, no workers": functools.partial(stock_epoch, workers=0),
+        USUAL: functools.partial(stock_epoch, workers=0),
         "usual pipeline, 2 workers": functools.partial(stock_epoch, workers=2),
         "the same net on our pipeline": functools.partial(our_epoch, net=stock_net, recipe=STOCK_RECIPE),
         "Step 3": step3,

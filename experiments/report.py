@@ -23,6 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.bench import FASTEST, USUAL, WHOLE
 from experiments.evidence import (
     LEAST_MARGIN,
     ONLY_LAST,
@@ -282,6 +283,8 @@ else within the spread of the twenty. Every row above is computed from these lin
 def timing() -> str:
     """Seconds of an epoch."""
     bench = json.loads((runs.RESULTS / "bench_cpu.json").read_bytes())
+    whole = bench["seconds"].pop(WHOLE)
+    times = sorted(15 * epoch / run for epoch, run in zip(bench["seconds"][USUAL], whole, strict=True))
     rows = [["", "median", "all"]]
     for name, seconds in bench["seconds"].items():
         rows.append([name, f"{bench['median'][name]:.1f}", " ".join(f"{value:.1f}" for value in sorted(seconds))])
@@ -291,7 +294,11 @@ Seconds of one epoch with evaluation, each measured in a process of its own, in 
 {bench["threads"]} threads, PyTorch {bench["torch_version"]}). The usual pipeline has PIL images, a `DataLoader`
 and a net of 7,830 parameters.
 
-{aligned(rows)}"""
+{aligned(rows)}
+
+A whole run of {GROUPS["records"].variants()[FASTEST].words}, with the loading of the images, takes
+{bench["median"][WHOLE]:.0f} s: 15 epochs of the usual pipeline without workers take {statistics.median(times):.1f}
+times as long ({times[0]:.1f} to {times[-1]:.1f}, three times in turn)."""
 
 
 INTRODUCTION = """# Results
