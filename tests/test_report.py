@@ -240,7 +240,7 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
     expected = {
         "Tiny MNIST": [
             *["15", parameters[3], target[3], "20", "15", "8,000", *rows[1], *rows[2], *rows[3], "20"],
-            *[str(len(other[3])), str(on_target(3, other[3])), *apart],
+            *[str(len(other[3])), "3", str(on_target(3, other[3])), "3", *apart],
         ],
         "The net": [],
         "Run it": ["15", *timed],
