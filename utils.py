@@ -165,8 +165,8 @@ def fit(
         rate: the learning rate as a fraction of `recipe.max_lr`, from the recipe and the fraction of the run, from 0
             to 1, that is over.
         batches: makes what is iterated once an epoch, as `Batches` or a `DataLoader`, from the training images, their
-            labels, the recipe and a generator, all on the device; so are the batches to be. Its length is the number of
-            steps.
+            labels, the recipe and a generator, all on the device, where its batches have to be too. Its length is the
+            number of steps in an epoch.
         loss: the mean loss of a training batch from its logits (B, classes) and labels (B,).
 
     Returns:
