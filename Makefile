@@ -22,7 +22,7 @@ data: .venv/training ## fetch MNIST if it is not there yet, and check it
 	$(BIN)/python -c "import utils; utils.load_mnist()"
 
 study: .venv/training ## train what is missing of the runs that the report shows; finished ones are kept
-	$(BIN)/python -m experiments.study choices parts steps prior
+	$(BIN)/python -m experiments.study choices parts steps prior candidates records
 
 report: .venv/installed ## write results/README.md and the pictures from the records
 	$(BIN)/python -m experiments.report
@@ -43,8 +43,9 @@ page: .venv/installed ## write demo.html, the final net on a page
 picture: .venv/tools ## write the README's picture of demo.html; it needs Chromium or Chrome
 	$(BIN)/python -m experiments.browser
 
-bench: .venv/training ## time the usual pipeline against this one, on the best device there is
+bench: .venv/tools ## time the usual pipeline against this one, on the best device there is, and evaluation on the CPU
 	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m experiments.inference
 
 notebooks: .venv/installed ## execute the three notebooks again, in place, on one CPU thread as the published runs
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --inplace --execute \

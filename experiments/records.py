@@ -117,7 +117,7 @@ class HalfNorm(nn.BatchNorm2d):
         """float (B, C, H, W) to the same shape."""
         if self.training:
             return super().forward(x)
-        factor, offset = (value.half().to(x.dtype).view(-1, 1, 1) for value in folded(self))
+        factor, offset = (value.half().to(x.dtype).view(-1, 1, 1) for value in factor_and_offset(self))
         return x * factor + offset
 
 
@@ -129,7 +129,7 @@ class HalfLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias.half().to(x.dtype))
 
 
-def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The factor and the offset (C,) that are left of BatchNorm in evaluation."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -145,7 +145,7 @@ def packed(net: nn.Module) -> bytes:
     codes, count, levels, others = 0, 0, 0, list[Tensor]()
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            others += folded(layer)
+            others += factor_and_offset(layer)
         elif parametrize.is_parametrized(layer, "weight"):
             kept: Any = layer
             [rule], weight = kept.parametrizations.weight, kept.parametrizations.weight.original

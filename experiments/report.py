@@ -168,10 +168,17 @@ EARLIER_READINGS = {
 }
 
 
+READINGS = {
+    "steps": "the published runs",
+    "prior": "prior solutions and the linear classifier",
+    "records": "entries for the records",
+}
+
+
 def readings() -> str:
     """How often the test set was read."""
     rows = dict(EARLIER_READINGS)
-    for group, words in (("steps", "the published runs"), ("prior", "prior solutions and the linear classifier")):
+    for group, words in READINGS.items():
         found = runs.read_runs(runs.RESULTS / f"{group}.jsonl")
         rows[words] = len(found), sum(len(run["history"]["lr"]) for run in found)
     rows["in all"] = sum(number for number, _ in rows.values()), sum(epochs for _, epochs in rows.values())
@@ -301,12 +308,29 @@ A whole run of {GROUPS["records"].variants()[FASTEST].words}, with the loading o
 times as long ({times[0]:.1f} to {times[-1]:.1f}, three times in turn)."""
 
 
+def inference() -> str:
+    """Images per second in evaluation."""
+    found = json.loads((runs.RESULTS / "inference_cpu.json").read_bytes())
+    sizes = sorted({row["batch"] for row in found["rows"]})
+    median = {(row["net"], row["batch"]): f"{row['median']:,.0f}" for row in found["rows"]}
+    nets = dict.fromkeys(row["net"] for row in found["rows"])
+    rows = [["", *(f"batches of {size}" for size in sizes)], *([net, *(median[net, n] for n in sizes)] for net in nets)]
+    return f"""## Images per second
+
+In evaluation, on {found["threads"]} thread, each measured three times in turn, medians ({found["hardware"]}, PyTorch
+{found["torch_version"]}). *In doubt* looks at the crop first, and at the four views only where that is less than 99 %
+sure. PyTorch's example is the net of github.com/pytorch/examples.
+
+{aligned(rows)}"""
+
+
 INTRODUCTION = """# Results
 
-Written by `make report` from the records beside this file, one run a line: `steps.jsonl` and `prior.jsonl` on the test
-set, `choices.jsonl` and `parts.jsonl` on held-out training images. `step3.pt` holds the weights of the twenty runs of
-Step 3, by seed; `step1.pt` and `step2.pt` those of seed 0. `bench_cpu.json`, `errors.json`, `pictures.json` and
-`onnx.json` hold what commands of `experiments/` measured, and `examples.json` the easy digits that `demo.html` shows.
+Written by `make report` from the records beside this file, one run a line: `steps.jsonl`, `prior.jsonl` and
+`records.jsonl` on the test set, `choices.jsonl`, `parts.jsonl` and `candidates.jsonl` on held-out training images.
+`step3.pt` holds the weights of the twenty runs of Step 3, by seed; `step1.pt` and `step2.pt` those of seed 0.
+`bench_cpu.json`, `inference_cpu.json`, `errors.json`, `pictures.json` and `onnx.json` hold what commands of
+`experiments/` measured, and `examples.json` the easy digits that `demo.html` shows.
 Accuracies are in percent, differences and gaps in points."""
 SECTIONS: list[Callable[[], str]] = [
     the_steps,
@@ -320,6 +344,7 @@ SECTIONS: list[Callable[[], str]] = [
     considered,
     beat_it,
     timing,
+    inference,
 ]
 
 

@@ -229,7 +229,7 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
     both = tuple(found[:6] for found in two["all together"]["together"])  # the same pairs as for the parts
     settled = three["all together"]["together"]
     readings = sum(n for n, _ in report.EARLIER_READINGS.values())
-    readings += sum(len(runs.read_runs(runs.RESULTS / f"{group}.jsonl")) for group in ("steps", "prior"))
+    readings += sum(len(runs.read_runs(runs.RESULTS / f"{group}.jsonl")) for group in report.READINGS)
     all_twenty = f"{100 * (evidence.bootstrap()[0].min(1) >= STEPS[3].target).mean():.0f}"
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     wrong = [len(image["wrong"]) for image in errors["images"]]
@@ -250,7 +250,14 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
             *[average(gap, other[1]), average(spread_of_last, other[1])],
         ],
         "Step 2: regularize": [
-            *[target[2], f"{STEPS[2].gap:.2f}", accuracy(test[2])[0], "99.00", str(len(later)), str(on_target(2, later))],
+            *[
+                target[2],
+                f"{STEPS[2].gap:.2f}",
+                accuracy(test[2])[0],
+                "99.00",
+                str(len(later)),
+                str(on_target(2, later)),
+            ],
             *[gained(of, alone[part])[0] for part in two if part in alone for of in (mean_of_last, gap)],
             *[gained(of, both)[0] for of in (mean_of_last, gap)],
         ],
