@@ -135,11 +135,14 @@ def margin_of(found: list[Run]) -> tuple[float, float]:
     """How far the lowest of the last five epochs lies above the target of Step 3.
 
     Returns:
-        its mean less the target, in standard deviations of the runs, and the chance that as many new runs would all
-        hold the target, if the lowest are normal (Student's t for the next run).
+        its mean less the target, in standard deviations of the runs; and the chance that as many new runs would all
+        hold the target, if the lowest are normal, over what these runs leave open about mean and standard deviation.
     """
     from scipy import stats  # here, because it takes a second
 
     lowest, n = [lowest_of_last(run) for run in found], len(found)
     margin = (statistics.mean(lowest) - STEPS[3].target) / statistics.stdev(lowest)
-    return margin, float(stats.t.cdf(margin / math.sqrt(1 + 1 / n), n - 1) ** n)
+    random = np.random.default_rng(0)
+    deviation = np.sqrt((n - 1) / random.chisquare(n - 1, 100_000))  # in standard deviations of these runs
+    mean = margin + deviation / math.sqrt(n) * random.standard_normal(100_000)
+    return margin, float((stats.norm.cdf(mean / deviation) ** n).mean())

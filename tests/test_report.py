@@ -9,10 +9,12 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import evidence, report
 from experiments.evidence import held_out, runs_of
 from experiments.pictures import score
+from experiments.variants import ENTRIES
 from model import STEPS
 from predict import SURE
 from tinymnist import runs
@@ -350,3 +352,39 @@ def test_the_errors_are_those_of_the_runs():
     wrong = sum(len(image["wrong"]) for image in errors["images"])
     by_record = [10_000 - run["history"]["test_correct"][-1] for run in runs_of("steps", "step3")]
     assert wrong == pytest.approx(sum(by_record), abs=5)
+
+
+def test_every_row_of_the_records_is_that_of_its_runs():
+    text = (runs.RESULTS / "README.md").read_text().partition("\n## Records\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"][2:]
+    lines = [*(runs.RESULTS / "steps.jsonl").open(), *(runs.RESULTS / "records.jsonl").open()]
+    of_entries = {name: [] for name in ("step3", *ENTRIES)}
+    for run in map(json.loads, lines):
+        if run["variant"] in of_entries:
+            of_entries[run["variant"]].append(run)
+    for row, found in zip(rows, of_entries.values(), strict=True):
+        assert sorted(run["seed"] for run in found) == [*range(20)]
+        assert {(run["split"], run["parameters"], run["recipe"]["epochs"]) for run in found} == {
+            ("test", int(row[1].replace(",", "")), int(row[3]))
+        }
+        ends = [run["history"]["test_correct"][-5:] for run in found]
+        last, lowest = ([of(end) / 100 for end in ends] for of in (lambda end: end[-1], min))
+        margin = (statistics.mean(lowest) - 99.4) / statistics.stdev(lowest)
+        assert row[4:8] == [
+            f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}",
+            f"{min(lowest):.2f}",
+            f"{sum(value >= 99.4 for value in lowest)} of 20",
+            f"{margin:.1f}",
+        ]
+
+
+def test_the_chance_that_twenty_new_seeds_hold():
+    """It lies between that of a known margin and that of twenty runs which are each unsure on their own."""
+    random = np.random.default_rng(1)
+    correct = [[round(100 * (99.4 + 0.04 * (2.5 + value)))] * 5 for value in random.standard_normal(20)]
+    found = [{"history": {"test_correct": ends, "test_total": [10_000] * 5}} for ends in correct]
+    margin, chance = evidence.margin_of(found)
+    lowest = [ends[0] / 100 for ends in correct]
+    assert margin == pytest.approx((statistics.mean(lowest) - 99.4) / statistics.stdev(lowest))
+    sure, fair = stats.norm.cdf(margin) ** 20, stats.t.cdf(margin / math.sqrt(1.05), 19) ** 20
+    assert fair < chance < sure
