@@ -133,10 +133,8 @@ def factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The factor and the offset (C,) that are left of BatchNorm in evaluation."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    factor = (norm.running_var + norm.eps).rsqrt()
-    factor = factor * norm.weight if norm.affine else factor
-    offset = -norm.running_mean * factor
-    return factor, offset + norm.bias if norm.affine else offset
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return factor, norm.bias - norm.running_mean * factor
 
 
 @torch.no_grad()
@@ -157,7 +155,7 @@ def packed(net: nn.Module) -> bytes:
     numbers = torch.cat([other.flatten() for other in others]).cpu().numpy()
     if not levels:
         return numbers.astype("<f4").tobytes()
-    return codes.to_bytes(math.ceil(count * math.log2(levels) / 8)) + numbers.astype("<f2").tobytes()
+    return codes.to_bytes(math.ceil(count * math.log2(levels) / 8), "big") + numbers.astype("<f2").tobytes()
 
 
 def cubic(recipe: Recipe, done: float) -> float:
