@@ -1,4 +1,4 @@
-"""Images per second in evaluation: the final net in PyTorch and as ONNX, beside the net of PyTorch's own example.
+"""Images per second in evaluation: the final net in PyTorch and as ONNX, beside the net of PyTorch's example.
 
 python -m experiments.inference     writes results/inference_cpu.json
 
@@ -8,6 +8,7 @@ needs what tests/requirements.txt lists.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -23,9 +24,11 @@ from predict import load_net
 from tinymnist.cli import OneLineParser
 from tinymnist.parallel import in_processes
 from tinymnist.runs import RESULTS, commit, hardware, write_json
+from utils import DataError, load_mnist, normalize
 
 BATCHES = 1, 250
 REPEATS = 3
+WARM_UP = 20  # batches before the time counts, in which libraries make their kernels
 SECONDS = 2.0  # that each measurement takes at least
 
 
@@ -46,7 +49,12 @@ class ExampleNet(nn.Module):
 def of_net(net: nn.Module) -> Callable[[Tensor], object]:
     """A net in evaluation mode, without gradients."""
     net.eval()
-    return torch.inference_mode()(net)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return net(images)
+
+    return run
 
 
 def of_file(name: str) -> Callable[[Tensor], object]:
@@ -78,12 +86,12 @@ CONTENDERS: dict[str, Callable[[], Callable[[Tensor], object]]] = {
 def measure(job: tuple[str, int]) -> float:
     """Images per second of a contender with batches of a size, in a process of its own."""
     name, size = job
-    run, images = CONTENDERS[name](), torch.rand(size, 1, 28, 28)
-    for _ in range(20):  # the first times, libraries may have to make their kernels
+    run, batches = CONTENDERS[name](), itertools.cycle(normalize(load_mnist().test_images[:5000]).split(size))
+    for images in itertools.islice(batches, WARM_UP):
         run(images)
     start, done = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < SECONDS:
-        run(images)
+        run(next(batches))
         done += size
     return done / passed
 
@@ -103,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         facts = {"hardware": hardware(torch.device("cpu")), "threads": 1, "torch_version": torch.__version__}
         write_json(RESULTS / "inference_cpu.json", facts | {"commit": commit(), "rows": rows})
-    except (ImportError, ValueError, OSError) as error:
+    except (DataError, ImportError, ValueError, OSError) as error:
         return command.failed(error)
     for row in rows:
         print(f"{row['net']}, batches of {row['batch']}: {row['median']:,.0f} images per second")

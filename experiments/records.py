@@ -1,4 +1,4 @@
-"""What the entries for the records need beside Step 3: nets, weights of few bits, a rate, and pruned epochs."""
+"""What the entries for the records need beside Step 3: nets, weights of few levels, a rate, and pruned epochs."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class SmallNet(DoubtingNet):
 
 
 class Codes(nn.Module):
-    """Weights as whole numbers, times a factor that BatchNorm after a convolution takes up.
+    """Weights as whole numbers, times a factor that BatchNorm after a convolution absorbs.
 
-    In the backward pass, rounding is the identity (straight-through estimator; Bengio et al., 2013).
+    In the backward pass, rounding and clamping are the identity (straight-through estimator; Bengio et al., 2013).
 
     Args:
         levels: an odd number; the codes run from -(levels // 2) to levels // 2.
@@ -103,7 +103,10 @@ class Codes(nn.Module):
 
 @functools.cache
 def normal_spacing(levels: int) -> float:
-    """The standard deviations between two of an odd number of levels that lie nearest to a normal distribution."""
+    """The step, in standard deviations, of the quantizer with the least squared error on a normal distribution.
+
+    Its levels are equally spaced, an odd number of them around 0 (Max, "Quantizing for minimum distortion", 1960).
+    """
     values = torch.special.ndtri((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     found = torch.linspace(0.05, 1.5, 1451, dtype=torch.float64)[:, None]
     rounded = (values / found).round().clamp(-(levels // 2), levels // 2) * found
@@ -111,14 +114,14 @@ def normal_spacing(levels: int) -> float:
 
 
 class HalfNorm(nn.BatchNorm2d):
-    """BatchNorm that in evaluation has one factor and one offset, float16, for each channel."""
+    """BatchNorm that in evaluation has one scale and one shift, float16, for each channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """float (B, C, H, W) to the same shape."""
         if self.training:
             return super().forward(x)
-        factor, offset = (value.half().to(x.dtype).view(-1, 1, 1) for value in factor_and_offset(self))
-        return x * factor + offset
+        scale, shift = (value.half().to(x.dtype).view(-1, 1, 1) for value in scale_and_shift(self))
+        return x * scale + shift
 
 
 class HalfLinear(nn.Linear):
@@ -129,33 +132,36 @@ class HalfLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias.half().to(x.dtype))
 
 
-def factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The factor and the offset (C,) that are left of BatchNorm in evaluation."""
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and the shift (C,) that are left of BatchNorm in evaluation."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return factor, norm.bias - norm.running_mean * factor
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 @torch.no_grad()
 def packed(net: nn.Module) -> bytes:
-    """All numbers that evaluation reads: float32; or codes, as one number of as many digits, and then float16."""
-    codes, count, levels, others = 0, 0, 0, list[Tensor]()
+    """The parameters, with BatchNorm as one scale and one shift per channel.
+
+    They are float32; or codes, as the digits of one long number, and then float16.
+    """
+    codes, largest, others = 0, 0, list[Tensor]()
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            others += factor_and_offset(layer)
+            others += scale_and_shift(layer)
         elif parametrize.is_parametrized(layer, "weight"):
             kept: Any = layer
             [rule], weight = kept.parametrizations.weight, kept.parametrizations.weight.original
             for code in (rule.codes(weight) + rule.levels // 2).int().flatten().tolist():
-                codes, count, levels = codes * rule.levels + code, count + 1, rule.levels
+                codes, largest = codes * rule.levels + code, largest * rule.levels + rule.levels - 1
             others += [rule.factor(weight), kept.bias] if rule.whole else []
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             others += layer.parameters(recurse=False)
     numbers = torch.cat([other.flatten() for other in others]).cpu().numpy()
-    if not levels:
+    if not largest:
         return numbers.astype("<f4").tobytes()
-    return codes.to_bytes(math.ceil(count * math.log2(levels) / 8), "big") + numbers.astype("<f2").tobytes()
+    return codes.to_bytes((largest.bit_length() + 7) // 8, "big") + numbers.astype("<f2").tobytes()
 
 
 def cubic(recipe: Recipe, done: float) -> float:
@@ -165,11 +171,12 @@ def cubic(recipe: Recipe, done: float) -> float:
 
 
 class Pruning:
-    """Leave out half of what is learnt, and look at the rest more often (after InfoBatch; Qin et al., 2024).
+    """Leave out half of what is learnt: a variant of InfoBatch (Qin et al., "InfoBatch", 2024).
 
     In each pass, the share LEARNT of the images, those with the lowest last losses, counts as learnt. Half of these,
-    drawn at random, are left out, and the others count double. An image that was not seen yet has an infinite loss.
-    Passes follow each other without regard to epochs, which have a number of images of their own.
+    drawn at random, are left out, and the others count double. An image that was not seen yet has an infinite loss. In
+    InfoBatch, what counts as learnt lies below the mean loss, and the last epochs are whole. Passes follow each other
+    without regard to epochs, which have a number of images of their own.
 
     `batches` and `loss` are both given to `fit`, so that the one sees what the other computes.
 

@@ -5,7 +5,8 @@ import json
 import torch
 
 from experiments import inference
-from utils import count_parameters
+from predict import load_net
+from utils import count_parameters, normalize
 
 
 def test_the_example_is_that_of_pytorch():
@@ -14,8 +15,11 @@ def test_the_example_is_that_of_pytorch():
     assert net(torch.zeros(3, 1, 28, 28)).exp().sum(1).allclose(torch.ones(3))
 
 
-def test_every_contender_is_measured_and_written(monkeypatch, tmp_path, in_this_process, capsys):
+def test_every_contender_is_measured_and_written(monkeypatch, drawn, in_this_process, capsys):
     monkeypatch.setattr(inference, "SECONDS", 0.01)
+    monkeypatch.setattr(inference, "REPEATS", 1)
+    monkeypatch.setattr(inference, "WARM_UP", 1)
+    monkeypatch.setattr(inference, "load_mnist", lambda: drawn)
     monkeypatch.setattr(inference, "in_processes", in_this_process)
     written = {}
     monkeypatch.setattr(inference, "write_json", lambda path, content: written.update({path.name: content}))
@@ -25,3 +29,11 @@ def test_every_contender_is_measured_and_written(monkeypatch, tmp_path, in_this_
     assert [(row["net"], row["batch"]) for row in rows] == [(name, n) for name in names for n in (1, 250)]
     assert all(len(row["images_per_second"]) == inference.REPEATS and row["median"] > 0 for row in rows)
     assert capsys.readouterr().out.count("images per second") == 2 * len(names)
+
+
+def test_views_in_doubt_are_those_of_the_final_net(drawn):
+    images = normalize(drawn.test_images[:50])
+    net, final = inference.doubting().eval(), load_net()
+    net.sure = 1.1  # never
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), final(images))
