@@ -45,6 +45,7 @@ picture: .venv/tools ## write the README's picture of demo.html; it needs Chromi
 
 bench: .venv/tools ## time the usual pipeline against this one, on the best device there is, and evaluation on the CPU
 	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m experiments.bench --whole
 	$(BIN)/python -m experiments.inference
 
 notebooks: .venv/installed ## execute the three notebooks again, in place, on one CPU thread as the published runs

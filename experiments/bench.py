@@ -2,9 +2,11 @@
 
     python -m experiments.bench                  all contenders, on the best device there is
     python -m experiments.bench --device cpu     default: the best device there is
+    python -m experiments.bench --whole          a whole run of the fastest record, beside epochs of the usual pipeline
 
 Each measurement is a fresh process, so that none finds the memory or the caches of another, and every contender is
-measured once before any is measured again. What comes out is written to `results/bench_cpu.json` or `bench_cuda.json`.
+measured once before any is measured again. What comes out is written to `results/bench_cpu.json` or `bench_cuda.json`,
+with --whole to `whole_run_cpu.json` or `whole_run_cuda.json`.
 """
 
 from __future__ import annotations
@@ -140,18 +142,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure the contenders in turn and write what came out."""
     command = OneLineParser("bench.py", __doc__)
     command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    command.add_argument("--whole", action="store_true", help="time a whole run of the fastest record")
     options = command.parse_args(arguments)
     try:
         device, threads = pick_device(options.device), torch.get_num_threads()
         load_mnist()  # it may have to download
-        seconds: dict[str, list[float]] = {name: [] for name in contenders(device)}
+        seconds: dict[str, list[float]] = {
+            name: []
+            for name in contenders(device)
+            if (name in (USUAL, "Step 3", WHOLE) if options.whole else name != WHOLE)
+        }
         for name in [*seconds] * REPEATS:
             seconds[name] += in_processes(measure, [(name, device)], threads=threads)
             print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
         median = {name: statistics.median(values) for name, values in seconds.items()}
         facts = {"hardware": hardware(device), "threads": threads, "torch_version": torch.__version__}
         write_json(
-            RESULTS / f"bench_{device.type}.json", facts | {"commit": commit(), "median": median, "seconds": seconds}
+            RESULTS / f"{'whole_run' if options.whole else 'bench'}_{device.type}.json",
+            facts | {"commit": commit(), "median": median, "seconds": seconds},
         )
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)

@@ -308,8 +308,9 @@ else within the spread of the twenty. A test recomputes its row from these lines
 def timing() -> str:
     """Seconds of an epoch."""
     bench = json.loads((runs.RESULTS / "bench_cpu.json").read_bytes())
-    whole = bench["seconds"].pop(WHOLE)
-    times = sorted(15 * epoch / run for epoch, run in zip(bench["seconds"][USUAL], whole, strict=True))
+    whole = json.loads((runs.RESULTS / "whole_run_cpu.json").read_bytes())
+    pairs = zip(whole["seconds"][USUAL], whole["seconds"][WHOLE], strict=True)
+    times = sorted(15 * epoch / run for epoch, run in pairs)
     rows = [["", "median", "all"]]
     for name, seconds in bench["seconds"].items():
         rows.append([name, f"{bench['median'][name]:.1f}", " ".join(f"{value:.1f}" for value in sorted(seconds))])
@@ -321,10 +322,10 @@ and a net of 7,830 parameters.
 
 {aligned(rows)}
 
-A whole run with pruned epochs, the fastest of the records, takes {bench["median"][WHOLE]:.0f} s with the loading of the
+A whole run with pruned epochs, the fastest of the records, takes {whole["median"][WHOLE]:.0f} s with the loading of the
 images. 15 epochs of the usual pipeline without workers take {statistics.median(times):.1f} times as long
 ({times[0]:.1f} to {times[-1]:.1f}, in turn), and 15 epochs of Step 3
-{15 * bench["median"]["Step 3"] / bench["median"][WHOLE]:.1f} times."""
+{15 * whole["median"]["Step 3"] / whole["median"][WHOLE]:.1f} times."""
 
 
 def inference() -> str:
@@ -348,9 +349,9 @@ INTRODUCTION = """# Results
 Written by `make report` from the records beside this file, one run a line: `steps.jsonl`, `prior.jsonl` and
 `records.jsonl` on the test set, `choices.jsonl`, `parts.jsonl` and `candidates.jsonl` on held-out training images.
 `step3.pt` holds the weights of the twenty runs of Step 3, by seed; `step1.pt`, `step2.pt` and `levels-15.pt`, of the
-entry with the fewest bytes, those of seed 0.
-`bench_cpu.json`, `inference_cpu.json`, `errors.json`, `pictures.json` and `onnx.json` hold what commands of
-`experiments/` measured, and `examples.json` the easy digits that `demo.html` shows.
+entry with the fewest bytes, those of seed 0. `bench_cpu.json`, `whole_run_cpu.json`, `inference_cpu.json`,
+`errors.json`, `pictures.json` and `onnx.json` hold what commands of `experiments/` measured, and `examples.json` the
+easy digits that `demo.html` shows.
 Accuracies are in percent, differences and gaps in points."""
 SECTIONS: list[Callable[[], str]] = [
     the_steps,

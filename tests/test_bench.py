@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from experiments import bench
@@ -31,14 +32,16 @@ def test_maps_are_channels_first_in_one_contender_and_last_as_shipped():
         assert [tensor.is_contiguous() for tensor in maps] == [first, first]
 
 
-def test_contenders_are_measured_in_turn_and_written(monkeypatch, tmp_path, drawn, in_this_process):
+@pytest.mark.parametrize("whole", [False, True])
+def test_contenders_are_measured_in_turn_and_written(monkeypatch, tmp_path, drawn, in_this_process, whole):
     monkeypatch.setattr(bench, "load_mnist", lambda: drawn)
     monkeypatch.setattr(bench, "stock_epoch", lambda device, workers: 1.0)  # it needs MNIST
     monkeypatch.setattr(bench, "in_processes", in_this_process)
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    assert bench.main(["--device", "cpu"]) == 0
-    written = json.loads((tmp_path / "bench_cpu.json").read_text())
-    names = list(bench.contenders(CPU))
+    assert bench.main(["--device", "cpu", *(["--whole"] if whole else [])]) == 0
+    written = json.loads((tmp_path / ("whole_run_cpu.json" if whole else "bench_cpu.json")).read_text())
+    names = [name for name in bench.contenders(CPU) if name != bench.WHOLE]
+    names = [bench.USUAL, "Step 3", bench.WHOLE] if whole else names
     assert [name for name, _ in in_this_process.jobs] == names * bench.REPEATS
     assert {"hardware", "torch_version", "commit", "threads", "median", "seconds"} == set(written)
     assert written["seconds"]["usual pipeline, no workers"] == [1.0] * bench.REPEATS
