@@ -254,8 +254,8 @@ images are learnt from, divided by 60,000. *Held* are the runs with at least {ST
 five epochs. *Margin*: the mean of the lowest of these five, minus {STEPS[3].target:.2f}, in standard deviations of the
 twenty runs, which know a margin of {LEAST_MARGIN} to about {unsure:.2f}. *Chance*: that twenty new seeds all hold, on
 these test images, if the lowest is normal. A record holds twenty of twenty with a margin of at least {LEAST_MARGIN}.
-*s*: seconds of a run on one thread, the median, with other runs beside it. Each entry was chosen on held-out images and
-tested once, by these twenty runs.
+*s*: seconds of a run on one thread, the median, with other runs beside it. The four entries were chosen on
+held-out images, and each was tested once, by these twenty runs.
 
 {aligned(rows)}
 
@@ -400,13 +400,13 @@ def part_gains() -> Figure:
 def sizes_and_epochs() -> Figure:
     """The lowest of the last five epochs, of each run of the entries for the records, and of prior solutions."""
     rows = {
-        f"{variant.words}: {found[0]['parameters']:,}, {variant.recipe.epochs} epochs": [*map(lowest_of_last, found)]
+        f"{variant.words} ({found[0]['parameters']:,} parameters)": [*map(lowest_of_last, found)]
         for variant, found in entries().values()
     }
     for name, (source, printed) in SOURCES.items():
         if printed:
             run = runs_of("prior", f"{name}-published")[0]
-            rows[f"{source}: {run['parameters']:,}, {run['recipe']['epochs']} epochs"] = [float(printed)]
+            rows[f"{source} ({run['parameters']:,} parameters, {run['recipe']['epochs']} epochs)"] = [float(printed)]
     return plot_runs(rows, STEPS[3].target, "lowest of the last five epochs, %")
 
 

@@ -205,7 +205,7 @@ def candidates() -> dict[str, Variant]:
         ),
         "levels-15": Variant(
             part(SmallNet, (8, 16, 16, 16), 15), replace(b128, max_lr=0.16, average=0.95), {"rate": cubic},
-            "8-16-16-16 channels, weights of 15 levels", "step3",
+            "8-16-16-16 channels, 15 levels", "step3",
         ),
     }  # fmt: skip
 

@@ -144,7 +144,7 @@ def plot_runs(rows: Mapping[str, Sequence[float]], target: float, xlabel: str) -
         target: drawn as a dashed line.
         xlabel: what is measured.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 0.3 * len(rows) + 0.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.6, 0.3 * len(rows) + 0.8), layout="constrained")
     for y, values in enumerate(rows.values()):
         style = {"marker": "x"} if len(values) == 1 else {"marker": "o", "alpha": 0.35}
         axis.plot(values, [y] * len(values), linestyle="none", color="tab:blue", markersize=5, **style)
