@@ -28,7 +28,7 @@ from utils import DataError, load_mnist, normalize
 
 BATCHES = 1, 250
 REPEATS = 3
-WARM_UP = 20  # batches before the time counts, in which libraries make their kernels
+WARM_UP = 5  # batches before the time counts, in which libraries make their kernels
 SECONDS = 2.0  # that each measurement takes at least
 
 
