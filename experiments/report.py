@@ -248,14 +248,14 @@ def records() -> str:
     unsure = math.sqrt(1 / 20 + LEAST_MARGIN**2 / 38)
     return f"""## Records
 
-Our best under the same rules and without a teacher: twenty seeds each, trained on all training images and tested on the
+Our best under the same rules and without a teacher, trained on all training images and tested on the
 test set. *Bytes* are those of the parameters, with BatchNorm as one scale and one shift per channel; *passes*, how many
 images are learnt from, divided by 60,000. *Held* are the runs with at least {STEPS[3].target:.2f} in each of the last
 five epochs. *Margin*: the mean of the lowest of these five, minus {STEPS[3].target:.2f}, in standard deviations of the
-twenty runs, which know a margin of {LEAST_MARGIN} to about {unsure:.2f}. *Chance*: that twenty new seeds all hold, on
-these test images, if the lowest is normal. A record holds twenty of twenty with a margin of at least {LEAST_MARGIN}.
-*s*: seconds of a run on one thread, the median, with other runs beside it. The four entries were chosen on
-held-out images, and each was tested once, by these twenty runs.
+runs; twenty of them know a margin of {LEAST_MARGIN} to about {unsure:.2f}. *Chance*: that as many new seeds all hold,
+on these test images, if the lowest is normal. A record holds twenty of twenty with a margin of at least {LEAST_MARGIN};
+an entry with fewer runs is not finished. *s*: seconds of a run on one thread, the median, with other runs beside it.
+The four entries were chosen on held-out images, and each is tested once, by these runs.
 
 {aligned(rows)}
 
