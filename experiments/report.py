@@ -248,14 +248,13 @@ def records() -> str:
     unsure = math.sqrt(1 / 20 + LEAST_MARGIN**2 / 38)
     return f"""## Records
 
-Our best under the same rules and without a teacher, trained on all training images and tested on the
-test set. *Bytes* are those of the parameters, with BatchNorm as one scale and one shift per channel; *passes*, how many
-images are learnt from, divided by 60,000. *Held* are the runs with at least {STEPS[3].target:.2f} in each of the last
-five epochs. *Margin*: the mean of the lowest of these five, minus {STEPS[3].target:.2f}, in standard deviations of the
-runs; twenty of them know a margin of {LEAST_MARGIN} to about {unsure:.2f}. *Chance*: that as many new seeds all hold,
-on these test images, if the lowest is normal. A record holds twenty of twenty with a margin of at least {LEAST_MARGIN};
-an entry with fewer runs is not finished. *s*: seconds of a run on one thread, the median, with other runs beside it.
-The four entries were chosen on held-out images, and each is tested once, by these runs.
+Our best under the same rules, without a teacher, on the test set. *Bytes*: of the parameters, with BatchNorm as one
+scale and one shift per channel. *Passes*: images learnt from, divided by 60,000. *Held*: runs with at least
+{STEPS[3].target:.2f} in each of the last five epochs. *Margin*: the mean of the lowest of these five, minus
+{STEPS[3].target:.2f}, in standard deviations of the runs; twenty know one of {LEAST_MARGIN} to about {unsure:.2f}.
+*Chance*: that as many new seeds all hold on these images, if the lowest is normal. *s*: seconds on one thread, beside
+other runs. A record holds twenty of twenty with a margin of at least {LEAST_MARGIN}; an entry with fewer runs is not
+finished. The four were chosen on held-out images, and tested once.
 
 {aligned(rows)}
 
@@ -273,36 +272,34 @@ def considered() -> str:
     return f"""## Considered for the records
 
 What each would change in Step 3, on held-out images; at the end the number of parameters. All look at nine views, the
-crop and its eight neighbours, but only where the crop alone is less than 99 % sure. *Pruned*: each epoch leaves out a
-random half of the 7/8 of the images that had the lowest losses, and the other half counts double (a variant of
-InfoBatch; Qin et al., 2024). *15 levels*: a weight has one of fifteen values, stored as digits of one long number; the
-rate falls along a cubic, and the average is short.
+crop and its eight neighbours, where the crop alone is less than 99 % sure. *Pruned*: each epoch leaves out a random
+half of the 7/8 of the images with the lowest losses, and the other half counts double (a variant of InfoBatch; Qin et
+al., 2024). *15 levels*: a weight has one of fifteen values; the rate falls along a cubic, and the average is short.
 
 {comparison_table(rows)}
 
-About fifty runs of other designs came before, one to three of each, too few for a table: nets that use one convolution
-three times; 4,656 to 6,277 parameters; eight, nine and eleven epochs, and ten without deslanting; batches of 32 for
-eight epochs and of 64 for small nets; other falls of the rate; weights of 2 to 4 bits; whole epochs of what is not left
-out. They decided what is in the table. Most of them are in the history of `candidates.jsonl`."""
+About fifty runs of other designs came before and decided what is in the table, one to three of each: one convolution
+used three times; 4,656 to 6,277 parameters; eight, nine and eleven epochs, and ten without deslanting; other batches
+and rates; weights of 2 to 4 bits; whole epochs of what is not left out. Most are in the history of
+`candidates.jsonl`."""
 
 
 def beat_it() -> str:
     """How a stranger enters."""
     return f"""## Beat it
 
-The rule: fewer than 8,000 parameters, at most 15 epochs, of 60,000 images each, no other images, no teacher; at least
-{STEPS[3].target:.2f} in each of the last five epochs, from every one of the seeds 0 to 19, with a margin of at least
-{LEAST_MARGIN}. What Step 3 already took from the test set is given; beyond that, only these runs read it.
+The rule: fewer than 8,000 parameters, at most 15 epochs of 60,000 images, no other images, no teacher; at least
+{STEPS[3].target:.2f} in each of the last five epochs from each of the seeds 0 to 19, with a margin of at least
+{LEAST_MARGIN}. Beyond what Step 3 took from the test set, only these runs read it.
 
 - Add a candidate to `experiments/variants.py`, its code to `experiments/records.py`, and commit.
 - `python -m experiments.study candidates/NAME` trains it on each sixth. Choose by these runs.
-- Add its name to `ENTRIES` and commit. `python -m experiments.study records/NAME` trains the twenty seeds.
-- `make report` adds its rows, or says what is missing. `make test` must pass.
-- Open a pull request. A line of `candidates.jsonl` and `records.jsonl` holds the net, its arguments, the recipe, the
-  seed, each epoch's losses and numbers of correct images, the versions, the processor and the commit.
+- Add its name to `ENTRIES`, commit, and run `python -m experiments.study records/NAME`.
+- `make report` adds its rows, or says what is missing. `make test` must pass. Open a pull request.
 
-An entry is checked by training some of its seeds again from that commit: bit for bit on the same kind of processor,
-else within the spread of the twenty. A test recomputes its row from these lines. An entry that fails stays."""
+A line of `records.jsonl` holds the net, its arguments, the recipe, the seed, each epoch's losses and numbers of correct
+images, the versions, the processor and the commit. An entry is checked by training some seeds again: bit for bit on the
+same kind of processor, else within the spread. A test recomputes its row. An entry that fails stays."""
 
 
 def timing() -> str:
@@ -337,9 +334,9 @@ def inference() -> str:
     rows = [["", *(f"batches of {size}" for size in sizes)], *([net, *(median[net, n] for n in sizes)] for net in nets)]
     return f"""## Images per second
 
-In evaluation of test images, on {found["threads"]} thread, each measured three times in turn, medians
-({found["hardware"]}, PyTorch {found["torch_version"]}). *In doubt* looks at the crop first, and at the four views only
-where that is less than 99 % sure. PyTorch's example is the net of github.com/pytorch/examples, untrained.
+In evaluation, on {found["threads"]} thread, medians of three ({found["hardware"]}, PyTorch {found["torch_version"]}).
+*In doubt* looks at the four views only where the crop is less than 99 % sure. PyTorch's example is the net of
+github.com/pytorch/examples, untrained.
 
 {aligned(rows)}"""
 
@@ -349,9 +346,8 @@ INTRODUCTION = """# Results
 Written by `make report` from the records beside this file, one run a line: `steps.jsonl`, `prior.jsonl` and
 `records.jsonl` on the test set, `choices.jsonl`, `parts.jsonl` and `candidates.jsonl` on held-out training images.
 `step3.pt` holds the weights of the twenty runs of Step 3, by seed; `step1.pt`, `step2.pt` and `levels-15.pt`, of the
-entry with the fewest bytes, those of seed 0. `bench_cpu.json`, `whole_run_cpu.json`, `inference_cpu.json`,
-`errors.json`, `pictures.json` and `onnx.json` hold what commands of `experiments/` measured, and `examples.json` the
-easy digits that `demo.html` shows.
+entry with the fewest bytes, those of seed 0. The other `.json` files hold what commands of `experiments/` measured, and
+`examples.json` the easy digits of `demo.html`.
 Accuracies are in percent, differences and gaps in points."""
 SECTIONS: list[Callable[[], str]] = [
     the_steps,
