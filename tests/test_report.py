@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import bench, evidence, report
+from experiments import bench, evidence, report, results
 from experiments.evidence import held_out, runs_of
 from experiments.pictures import score
 from experiments.records import packed
@@ -244,8 +244,8 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
     last = {part: points["last"] for part, points in (three | evidence.gains_in_step3()).items() if "last" in points}
     both = tuple(found[:6] for found in two["all together"]["together"])  # the same pairs as for the parts
     settled = three["all together"]["together"]
-    readings = sum(n for n, _ in report.EARLIER_READINGS.values())
-    readings += sum(len(runs.read_runs(runs.RESULTS / f"{group}.jsonl")) for group in report.READINGS)
+    readings = sum(n for n, _ in results.EARLIER_READINGS.values())
+    readings += sum(len(runs.read_runs(runs.RESULTS / f"{group}.jsonl")) for group in results.READINGS)
     all_twenty = f"{100 * (evidence.bootstrap()[0].min(1) >= STEPS[3].target).mean():.0f}"
     errors = json.loads((runs.RESULTS / "errors.json").read_bytes())
     wrong = [len(image["wrong"]) for image in errors["images"]]
@@ -301,7 +301,7 @@ def test_every_number_of_the_readme_is_that_of_the_records(readme):
 
 
 def test_what_the_readme_says_of_prior_solutions():
-    found = {name: [runs_of("prior", f"{net}-{name}") for net in report.SOURCES] for name in ("published", "ours")}
+    found = {name: [runs_of("prior", f"{net}-{name}") for net in results.SOURCES] for name in ("published", "ours")}
     held = {name: [sum(meets(run, 99.4) for run in of_net) for of_net in found[name]] for name in found}
     assert held == {"published": [0] * 6, "ours": [1, 1, 1, 2, 0, 0]}
     assert {len(of_net) for name in found for of_net in found[name]} == {2}
@@ -351,7 +351,7 @@ def test_the_picture_of_the_parts_marks_what_the_table_says(monkeypatch):
     monkeypatch.setattr(report, "plot_intervals", lambda groups, xlabel: drawn.append(groups))
     report.part_gains()
     [groups] = drawn
-    rows = dict(re.findall(r"^\| (.*?) \(\d+\) +\| +([^|]+?) \|", report.parts(), re.M))
+    rows = dict(re.findall(r"^\| (.*?) \(\d+\) +\| +([^|]+?) \|", results.parts(), re.M))
     assert "Step 2: augmentation, alone" in rows
     for part, points in groups["Step 3"].items():
         for how, found in points.items():
