@@ -86,7 +86,8 @@ def whole_run(device: torch.device) -> float:
     entry, start = GROUPS["records"].variants()[FASTEST], time.perf_counter()
     history = fit(entry.net(), entry.recipe, load_mnist(), device=device, progress=False, **entry.openings)
     seconds = time.perf_counter() - start
-    assert accuracies(history)[-1] > 80, "the fastest entry did not learn"
+    if accuracies(history)[-1] < 80:
+        raise ValueError("the fastest entry did not learn")
     return seconds
 
 

@@ -131,6 +131,12 @@ def entries() -> dict[str, tuple[Variant, list[Run]]]:
     return {name: (variant, runs_of(group, name)) for name, (group, variant) in found.items()}
 
 
+def is_record(found: list[Run]) -> bool:
+    """Whether twenty runs of twenty hold the target of Step 3, with the margin of a record."""
+    held = all(lowest_of_last(run) >= STEPS[3].target for run in found)
+    return len(found) == 20 and held and margin_of(found)[0] >= LEAST_MARGIN
+
+
 def margin_of(found: list[Run]) -> tuple[float, float]:
     """How far the lowest of the last five epochs lies above the target of Step 3.
 

@@ -70,7 +70,7 @@ class SmallNet(DoubtingNet):
 
 
 class Codes(nn.Module):
-    """Weights as whole numbers, times a factor that BatchNorm after a convolution absorbs.
+    """Weights as whole numbers, times a factor, which BatchNorm after a convolution absorbs and the head multiplies in.
 
     In the backward pass, rounding and clamping are the identity (straight-through estimator; Bengio et al., 2013).
 
@@ -174,9 +174,9 @@ class Pruning:
     """Leave out half of what is learnt: a variant of InfoBatch (Qin et al., "InfoBatch", 2024).
 
     In each pass, the share LEARNT of the images, those with the lowest last losses, counts as learnt. Half of these,
-    drawn at random, are left out, and the others count double. An image that was not seen yet has an infinite loss. In
-    InfoBatch, what counts as learnt lies below the mean loss, and the last epochs are whole. Passes follow each other
-    without regard to epochs, which have a number of images of their own.
+    drawn at random, are left out, and the others count double. Images that were not seen yet rank last; in the first
+    pass all of them do, so it is a random 9/16. In InfoBatch, what counts as learnt lies below the mean loss, and the
+    last epochs are whole. Passes follow each other without regard to epochs, which have a number of images of their own.
 
     `batches` and `loss` are both given to `fit`, so that the one sees what the other computes.
 
@@ -186,7 +186,7 @@ class Pruning:
 
     LEARNT = 0.875
 
-    def __init__(self, share: float = 1.0) -> None:
+    def __init__(self, share: float) -> None:
         self.share = share
         self.images = self.labels = self.losses = self.chosen = self.weights = torch.empty(0)
         self.recipe, self.generator = Recipe(), torch.Generator()

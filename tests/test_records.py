@@ -149,7 +149,7 @@ def test_half_of_what_is_learnt_is_left_out_and_the_rest_counts_double(pruned):
     assert (weights[(seen > 0) & ~hard] == 2).all()
 
 
-def test_what_was_not_seen_yet_counts_as_not_learnt(pruned):
+def test_what_was_not_seen_yet_ranks_last(pruned):
     pruning, loader = pruned
     passes = []
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_what_was_not_seen_yet_counts_as_not_learnt(pruned):
 
 
 def test_a_pruned_run_learns(drawn):
-    pruning = Pruning()
+    pruning = Pruning(1.0)
     torch.manual_seed(0)
     recipe = Recipe(epochs=4, max_lr=0.1, batch_size=32)
     history = fit(STEPS[3].net(), recipe, drawn, progress=False, batches=pruning.batches, loss=pruning.loss)
