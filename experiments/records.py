@@ -176,7 +176,7 @@ class Pruning:
     In each pass, the share LEARNT of the images, those with the lowest last losses, counts as learnt. Half of these,
     drawn at random, are left out, and the others count double. Images that were not seen yet rank last; in the first
     pass all of them do, so it is a random 9/16. In InfoBatch, what counts as learnt lies below the mean loss, and the
-    last epochs are whole. Passes follow each other without regard to epochs, which have a number of images of their own.
+    last epochs are whole. Passes follow each other without regard to epochs, which have their own number of images.
 
     `batches` and `loss` are both given to `fit`, so that the one sees what the other computes.
 
