@@ -263,8 +263,8 @@ Batches are of 128, for 10 epochs of 64: a row is about all of its changes.
 {comparison_table(rows)}
 
 Some forty recorded runs of other designs, and a few that were not, came before and decided what is in the table: one
-convolution used three times; 4,668 to 6,277 parameters; eight and eleven epochs, and ten without deslanting; other batches
-and rates; weights of 2 to 4 bits; whole epochs of what is not left out. Most are in the history of
+convolution used three times; 4,668 to 6,277 parameters; eight and eleven epochs, and ten without deslanting; other
+batches and rates; weights of 2 to 4 bits; whole epochs of what is not left out. Most are in the history of
 `candidates.jsonl`."""
 
 
