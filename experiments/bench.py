@@ -16,7 +16,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,25 +118,39 @@ def library_batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: t
     return batches
 
 
-def contenders(device: torch.device) -> dict[str, Callable[[torch.device], float]]:
-    """What is timed: returns the seconds of an epoch on a device, or of a whole run."""
+def contenders(device: torch.device, whole: bool = False) -> dict[str, Callable[[torch.device], float]]:
+    """What is timed, each of which returns seconds: epochs, or with `whole` a whole run beside two kinds of epochs."""
     step3 = functools.partial(our_epoch, net=FinalNet, recipe=STEPS[3].recipe)
-    found: dict[str, Callable[[torch.device], float]] = {
-        USUAL: functools.partial(stock_epoch, workers=0),
+    usual: dict[str, Callable[[torch.device], float]] = {USUAL: functools.partial(stock_epoch, workers=0)}
+    if whole:
+        return usual | {"Step 3": step3, WHOLE: whole_run}
+    graphs = {"Step 3, CUDA graphs": functools.partial(step3, graph=True)} if device.type == "cuda" else {}
+    return usual | graphs | {
         "usual pipeline, 2 workers": functools.partial(stock_epoch, workers=2),
         "the same net on our pipeline": functools.partial(our_epoch, net=stock_net, recipe=STOCK_RECIPE),
         "Step 3": step3,
         "Step 3, maps laid out channels first": functools.partial(step3, net=ChannelsFirstNet),
         "Step 3, F.affine_grid in the augmentation": functools.partial(step3, batches=library_batches),
-        WHOLE: whole_run,
-    }
-    return found | ({"Step 3, CUDA graphs": functools.partial(step3, graph=True)} if device.type == "cuda" else {})
+    }  # fmt: skip
 
 
-def measure(job: tuple[str, torch.device]) -> float:
-    """Time one contender, in a process of its own."""
-    name, device = job
-    return contenders(device)[name](device)
+def measure(job: tuple[str, torch.device, bool]) -> float:
+    """Time one contender."""
+    name, device, whole = job
+    return contenders(device, whole)[name](device)
+
+
+def in_turn(measured: Callable[[Any], float], jobs: Sequence[Any], threads: int = 1) -> Iterator[tuple[Any, float]]:
+    """Measure each job in a process of its own, none again before the others; yields job and value `REPEATS` times."""
+    for job in [*jobs] * REPEATS:
+        for value in in_processes(measured, [job], threads=threads):
+            yield job, value
+
+
+def write_measured(name: str, device: torch.device, threads: int, **found: Any) -> None:
+    """Write what was measured to `results/NAME_DEVICE.json`, with what it was measured on."""
+    facts = {"hardware": hardware(device), "threads": threads, "torch_version": torch.__version__, "commit": commit()}
+    write_json(RESULTS / f"{name}_{device.type}.json", facts | found)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,20 +162,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device, threads = pick_device(options.device), torch.get_num_threads()
         load_mnist()  # it may have to download
-        seconds: dict[str, list[float]] = {
-            name: []
-            for name in contenders(device)
-            if (name in (USUAL, "Step 3", WHOLE) if options.whole else name != WHOLE)
-        }
-        for name in [*seconds] * REPEATS:
-            seconds[name] += in_processes(measure, [(name, device)], threads=threads)
-            print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
+        jobs = [(name, device, options.whole) for name in contenders(device, options.whole)]
+        seconds: dict[str, list[float]] = {name: [] for name, *_ in jobs}
+        for (name, *_), value in in_turn(measure, jobs, threads):
+            seconds[name].append(value)
+            print(f"{name}: {value:.2f} s", flush=True)
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        facts = {"hardware": hardware(device), "threads": threads, "torch_version": torch.__version__}
-        write_json(
-            RESULTS / f"{'whole_run' if options.whole else 'bench'}_{device.type}.json",
-            facts | {"commit": commit(), "median": median, "seconds": seconds},
-        )
+        write_measured("whole_run" if options.whole else "bench", device, threads, median=median, seconds=seconds)
     except (DataError, ValueError, OSError) as error:
         return command.failed(error)
     return 0

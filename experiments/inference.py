@@ -18,16 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.bench import in_turn, write_measured
 from experiments.records import DoubtingNet
 from model import FinalNet
 from predict import load_net
 from tinymnist.cli import OneLineParser
-from tinymnist.parallel import in_processes
-from tinymnist.runs import RESULTS, commit, hardware, write_json
+from tinymnist.runs import RESULTS
 from utils import DataError, load_mnist, normalize
 
 BATCHES = 1, 250
-REPEATS = 3
 WARM_UP = 5  # batches before the time counts, in which libraries make their kernels
 SECONDS = 2.0  # that each measurement takes at least
 
@@ -103,14 +102,13 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [(name, size) for name in CONTENDERS for size in BATCHES]
     found: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
     try:
-        for job in jobs * REPEATS:
-            found[job] += in_processes(measure, [job])
+        for job, value in in_turn(measure, jobs):
+            found[job].append(value)
         rows = [
             {"net": name, "batch": size, "images_per_second": values, "median": statistics.median(values)}
             for (name, size), values in found.items()
         ]
-        facts = {"hardware": hardware(torch.device("cpu")), "threads": 1, "torch_version": torch.__version__}
-        write_json(RESULTS / "inference_cpu.json", facts | {"commit": commit(), "rows": rows})
+        write_measured("inference", torch.device("cpu"), threads=1, rows=rows)
     except (DataError, ImportError, ValueError, OSError) as error:
         return command.failed(error)
     for row in rows:

@@ -66,7 +66,7 @@ class SmallNet(DoubtingNet):
             setattr(self, f"norm{number}", norm(outputs))
         self.head = (HalfLinear if levels else nn.Linear)(9 * channels[-1], 10)
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4, self.head) if levels else ():
-            parametrize.register_parametrization(layer, "weight", Codes(levels, whole=layer is self.head))
+            parametrize.register_parametrization(layer, "weight", Codes(levels, scaled=layer is self.head))
 
 
 class Codes(nn.Module):
@@ -76,12 +76,12 @@ class Codes(nn.Module):
 
     Args:
         levels: an odd number; the codes run from -(levels // 2) to levels // 2.
-        whole: one factor, float16, for all weights, which is multiplied in; else one per output, which is not.
+        scaled: one factor, float16, for all weights, which is multiplied in; else one per output, which is not.
     """
 
-    def __init__(self, levels: int, whole: bool) -> None:
+    def __init__(self, levels: int, scaled: bool) -> None:
         super().__init__()
-        self.levels, self.whole, self.spacing = levels, whole, normal_spacing(levels)
+        self.levels, self.scaled, self.spacing = levels, scaled, normal_spacing(levels)
 
     def codes(self, weight: Tensor) -> Tensor:
         """The codes, as float, of the shape of the weights."""
@@ -90,7 +90,7 @@ class Codes(nn.Module):
 
     def factor(self, weight: Tensor) -> Tensor:
         """What a code of 1 stands for: (1, ...) or (outputs, 1, ...)."""
-        axes = tuple(range(0 if self.whole else 1, weight.dim()))
+        axes = tuple(range(0 if self.scaled else 1, weight.dim()))
         return self.spacing * weight.detach().square().mean(axes, keepdim=True).sqrt().clamp(min=1e-12)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Codes(nn.Module):
         factor = self.factor(weight)
         scaled = weight / factor
         codes = scaled + (self.codes(weight) - scaled).detach()
-        return codes * factor.half().to(weight.dtype) if self.whole else codes
+        return codes * factor.half().to(weight.dtype) if self.scaled else codes
 
 
 @functools.cache
@@ -155,7 +155,7 @@ def packed(net: nn.Module) -> bytes:
             [rule], weight = kept.parametrizations.weight, kept.parametrizations.weight.original
             for code in (rule.codes(weight) + rule.levels // 2).int().flatten().tolist():
                 codes, largest = codes * rule.levels + code, largest * rule.levels + rule.levels - 1
-            others += [rule.factor(weight), kept.bias] if rule.whole else []
+            others += [rule.factor(weight), kept.bias] if rule.scaled else []
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             others += layer.parameters(recurse=False)
     numbers = torch.cat([other.flatten() for other in others]).cpu().numpy()

@@ -40,9 +40,10 @@ def test_contenders_are_measured_in_turn_and_written(monkeypatch, tmp_path, draw
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     assert bench.main(["--device", "cpu", *(["--whole"] if whole else [])]) == 0
     written = json.loads((tmp_path / ("whole_run_cpu.json" if whole else "bench_cpu.json")).read_text())
-    names = [name for name in bench.contenders(CPU) if name != bench.WHOLE]
-    names = [bench.USUAL, "Step 3", bench.WHOLE] if whole else names
-    assert [name for name, _ in in_this_process.jobs] == names * bench.REPEATS
+    names = list(bench.contenders(CPU, whole))
+    assert [name for name, *_ in in_this_process.jobs] == names * bench.REPEATS
+    assert {bench.USUAL, "Step 3"} < set(names)
+    assert (bench.WHOLE in names) == whole
     assert {"hardware", "torch_version", "commit", "threads", "median", "seconds"} == set(written)
     assert written["seconds"]["usual pipeline, no workers"] == [1.0] * bench.REPEATS
     assert all(0 < min(values) <= written["median"][name] for name, values in written["seconds"].items())

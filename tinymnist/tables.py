@@ -55,18 +55,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: float | None = None) -> str:
-    """What some runs say together, as a Markdown table.
-
-    Args:
-        columns: the runs of each column, by its heading.
-        target, most_gap: as for `meets`.
-    """
-
-    figures = [figures_of(runs, target, most_gap) for runs in columns.values()]
-    return aligned([["", *columns], *([words, *(found[name] for found in figures)] for name, words in ROWS.items())])
-
-
 ROWS = {
     "target met": "met the target",
     "last epoch": "last epoch, %, ± standard deviation",
@@ -76,6 +64,17 @@ ROWS = {
     "training images": "training images, final weights, %",
     "gap": "gap, training minus tested images",
 }
+
+
+def run_summary(columns: Mapping[str, Sequence[Run]], target: float, most_gap: float | None = None) -> str:
+    """What some runs say together, as a Markdown table.
+
+    Args:
+        columns: the runs of each column, by its heading.
+        target, most_gap: as for `meets`.
+    """
+    figures = [figures_of(runs, target, most_gap) for runs in columns.values()]
+    return aligned([["", *columns], *([words, *(found[name] for found in figures)] for name, words in ROWS.items())])
 
 
 def figures_of(runs: Sequence[Run], target: float, most_gap: float | None = None) -> dict[str, str]:
