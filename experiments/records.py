@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from experiments.nets import deslant
 from model import FinalNet, crop
 from tinymnist.recipe import Recipe, learning_rate
-from utils import augment
+from utils import affine, augment
 
 NINE_VIEWS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
@@ -40,13 +40,22 @@ class DoubtingNet(FinalNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes)."""
-        x = deslant(x) if self.deslanted else x
+        upright = self.upright(x)
         if self.training:
-            return super().forward(x)
-        logits = self.classify(crop(x))
+            return super().forward(upright)
+        logits = self.classify(crop(upright))
         doubt = logits.softmax(1).amax(1) < self.sure
-        logits[doubt] = super().forward(x[doubt])
+        if doubt.any():
+            logits[doubt] = self.look_again(x[doubt])
         return logits
+
+    def upright(self, x: Tensor) -> Tensor:
+        """The images, deslanted if this net does that."""
+        return deslant(x) if self.deslanted else x
+
+    def look_again(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images in doubt (N, 1, 28, 28), averaged over the views."""
+        return super().forward(self.upright(x))
 
 
 class SmallNet(DoubtingNet):
@@ -67,6 +76,48 @@ class SmallNet(DoubtingNet):
         self.head = (HalfLinear if levels else nn.Linear)(9 * channels[-1], 10)
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4, self.head) if levels else ():
             parametrize.register_parametrization(layer, "weight", Codes(levels, scaled=layer is self.head))
+
+
+class KernelNet(SmallNet):
+    """A small net with a smaller head, which turns the images that leave a doubt, too.
+
+    Args:
+        channels, levels, deslanted: as for `SmallNet`.
+        turns: the angles in degrees at which an image in doubt is looked at, each in all views.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        levels: int = 0,
+        deslanted: bool = True,
+        turns: Sequence[float] = (-10.0, 0.0, 10.0),
+    ) -> None:
+        super().__init__(channels, levels, deslanted)
+        self.turns = tuple(turns)
+        self.add_module("head", KernelHead(channels[-1], levels))
+
+    def look_again(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images in doubt (N, 1, 28, 28), averaged over the views of each angle."""
+        still, one = x.new_zeros(len(x)), x.new_ones(len(x))
+        turned = [affine(x, still + turn, still, still, one) for turn in self.turns]
+        return torch.stack([super(KernelNet, self).look_again(image) for image in turned]).mean(0)
+
+
+class KernelHead(nn.Sequential):
+    """A head with one 3x3 kernel for each channel, which makes a number of its 3x3 map, and a linear layer.
+
+    Args:
+        channels: of the map; the head has 19 * channels + 10 parameters.
+        levels: as for `SmallNet`.
+    """
+
+    def __init__(self, channels: int, levels: int = 0) -> None:
+        kernels = nn.Conv2d(channels, channels, 3, groups=channels, bias=False)
+        linear = (HalfLinear if levels else nn.Linear)(channels, 10)
+        for layer in (kernels, linear) if levels else ():
+            parametrize.register_parametrization(layer, "weight", Codes(levels, scaled=True))
+        super().__init__(nn.Unflatten(1, (channels, 3, 3)), kernels, nn.Flatten(), linear)
 
 
 class Codes(nn.Module):
@@ -155,7 +206,7 @@ def packed(net: nn.Module) -> bytes:
             [rule], weight = kept.parametrizations.weight, kept.parametrizations.weight.original
             for code in (rule.codes(weight) + rule.levels // 2).int().flatten().tolist():
                 codes, largest = codes * rule.levels + code, largest * rule.levels + rule.levels - 1
-            others += [rule.factor(weight), kept.bias] if rule.scaled else []
+            others += [rule.factor(weight), *kept.parameters(recurse=False)] if rule.scaled else []
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             others += layer.parameters(recurse=False)
     numbers = torch.cat([other.flatten() for other in others]).cpu().numpy()

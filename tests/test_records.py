@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import functional as TF
 
 from experiments.evidence import runs_of
 from experiments.nets import deslant
-from experiments.records import DoubtingNet, Pruning, SmallNet, cubic, normal_spacing, packed
+from experiments.records import DoubtingNet, KernelNet, Pruning, SmallNet, cubic, normal_spacing, packed
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet, crop
 from tinymnist import runs
@@ -22,10 +23,12 @@ def images(drawn):
     return normalize(drawn.test_images[:50])
 
 
-def unpacked(data: bytes, channels, levels):
+def unpacked(data: bytes, channels, levels, kernels=False):
     """What computes the logits of cropped images, from nothing but what `packed` gives for weights of few levels."""
-    shapes = [(o, i, 3, 3) for i, o in zip((1, *channels), channels, strict=False)] + [(10, 9 * channels[-1])]
-    halves = 2 * sum(channels) + 1 + 10
+    last = channels[-1]
+    shapes = [(o, i, 3, 3) for i, o in zip((1, *channels), channels, strict=False)]
+    shapes += [(last, 1, 3, 3), (10, last)] if kernels else [(10, 9 * last)]
+    halves = 2 * sum(channels) + (2 if kernels else 1) + 10
     codes, digits = int.from_bytes(data[: -2 * halves], "big"), []
     for _ in range(sum(map(math.prod, shapes))):
         codes, digit = divmod(codes, levels)
@@ -34,7 +37,7 @@ def unpacked(data: bytes, channels, levels):
     parts = torch.tensor(digits[::-1], dtype=torch.float32).split([math.prod(shape) for shape in shapes])
     weights = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
     numbers = torch.tensor(np.frombuffer(data[-2 * halves :], "<f2").astype(np.float32))
-    *norms, factor, bias = numbers.split([size for c in channels for size in (c, c)] + [1, 10])
+    *norms, factors, bias = numbers.split([size for c in channels for size in (c, c)] + [2 if kernels else 1, 10])
 
     def classify(x: torch.Tensor) -> torch.Tensor:
         for number, pooled in enumerate((True, False, True, True)):
@@ -42,22 +45,25 @@ def unpacked(data: bytes, channels, levels):
             x = F.max_pool2d(x, 2) if pooled else x
             scale, shift = (values.view(-1, 1, 1) for values in norms[2 * number : 2 * number + 2])
             x = F.relu(x * scale + shift)
-        return x.flatten(1) @ (weights[-1] * factor).T + bias
+        x = (x * (weights[4] * factors[0])[:, 0]).sum((2, 3)) if kernels else x.flatten(1)
+        return x @ (weights[-1] * factors[-1]).T + bias
 
     return classify
 
 
 @pytest.mark.parametrize("levels", [3, 15])
-def test_packed_bytes_are_all_that_evaluation_reads(drawn, images, levels):
+@pytest.mark.parametrize("kernels", [False, True])
+def test_packed_bytes_are_all_that_evaluation_reads(drawn, images, levels, kernels):
     channels = (4, 6, 6, 5)
     torch.manual_seed(0)
-    net = SmallNet(channels, levels)
+    net = (KernelNet if kernels else SmallNet)(channels, levels)
     fit(net, Recipe(epochs=1, max_lr=0.05, average=0.9), drawn, progress=False)
     data = packed(net)
     with torch.no_grad():
-        assert torch.allclose(net.classify(crop(images)), unpacked(data, channels, levels)(crop(images)), atol=1e-4)
-    weights = 9 * (4 + 24 + 36 + 30) + 450
-    assert len(data) == math.ceil(weights * math.log2(levels) / 8) + 2 * (2 * 21 + 11)
+        found = unpacked(data, channels, levels, kernels)(crop(images))
+        assert torch.allclose(net.classify(crop(images)), found, atol=1e-4)
+    weights = 9 * (4 + 24 + 36 + 30) + (45 + 50 if kernels else 450)
+    assert len(data) == math.ceil(weights * math.log2(levels) / 8) + 2 * (2 * 21 + 11 + kernels)
 
 
 def test_the_published_bytes_get_as_many_test_images_right_as_the_run(mnist):
@@ -107,6 +113,18 @@ def test_further_views_are_looked_at_in_doubt_alone(images):
         assert 0 < doubt.sum() < len(images)
         assert torch.allclose(net(images), torch.where(doubt[:, None], all_views, plain), atol=1e-5)
         assert torch.allclose(net(images[~doubt]), plain[~doubt], atol=1e-5)  # no doubt at all
+
+
+def test_images_in_doubt_are_turned_too(images):
+    torch.manual_seed(0)
+    net = KernelNet((4, 6, 6, 5), turns=(-8.0, 4.0)).eval()
+    net.sure = 1.1  # never
+    turned = [TF.affine(images, turn, [0, 0], 1, [0], TF.InterpolationMode.BILINEAR) for turn in (-8.0, 4.0)]
+    with torch.no_grad():
+        expected = torch.stack([FinalNet.forward(net, deslant(image)) for image in turned]).mean(0)
+        assert torch.allclose(net(images), expected, atol=1e-4)
+        net.sure = 0.0  # always
+        assert torch.allclose(net(images), net.classify(crop(deslant(images))))
 
 
 @pytest.fixture
