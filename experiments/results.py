@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.bench import USUAL, WHOLE
+from experiments.bench import REPEATS, USUAL, WHOLE
 from experiments.evidence import (
     LEAST_MARGIN,
     ONLY_LAST,
@@ -24,7 +24,7 @@ from experiments.evidence import (
     runs_of,
     steps_of,
 )
-from experiments.records import packed
+from experiments.records import DoubtingNet, packed
 from experiments.variants import GROUPS
 from model import STEPS
 from tinymnist import runs
@@ -293,7 +293,8 @@ def timing() -> str:
     bench = json.loads((runs.RESULTS / "bench_cpu.json").read_bytes())
     whole = json.loads((runs.RESULTS / "whole_run_cpu.json").read_bytes())
     pairs = zip(whole["seconds"][USUAL], whole["seconds"][WHOLE], strict=True)
-    times = sorted(15 * epoch / run for epoch, run in pairs)
+    epochs = STEPS[3].recipe.epochs
+    times = sorted(epochs * epoch / run for epoch, run in pairs)
     rows = [["", "median", "all"]]
     for name, seconds in bench["seconds"].items():
         rows.append([name, f"{bench['median'][name]:.1f}", " ".join(f"{value:.1f}" for value in sorted(seconds))])
@@ -306,9 +307,9 @@ and a net of 7,830 parameters.
 {aligned(rows)}
 
 A whole run with pruned epochs, the fastest of the records, takes {whole["median"][WHOLE]:.0f} s with the loading of the
-images. 15 epochs of the usual pipeline without workers take {statistics.median(times):.1f} times as long
-({times[0]:.1f} to {times[-1]:.1f}, in turn), and 15 epochs of Step 3
-{15 * whole["median"]["Step 3"] / whole["median"][WHOLE]:.1f} times."""
+images. {epochs} epochs of the usual pipeline without workers take {statistics.median(times):.1f} times as long
+({times[0]:.1f} to {times[-1]:.1f}, in turn), and {epochs} epochs of Step 3
+{epochs * whole["median"]["Step 3"] / whole["median"][WHOLE]:.1f} times."""
 
 
 def inference() -> str:
@@ -320,8 +321,8 @@ def inference() -> str:
     rows = [["", *(f"batches of {size}" for size in sizes)], *([net, *(median[net, n] for n in sizes)] for net in nets)]
     return f"""## Images per second
 
-In evaluation, on {found["threads"]} thread, medians of three ({found["hardware"]}, PyTorch {found["torch_version"]}).
-*In doubt* looks at the four views only where the crop is less than 99 % sure. PyTorch's example is the net of
+In evaluation, on {found["threads"]} thread, medians of {REPEATS} ({found["hardware"]}, PyTorch {found["torch_version"]}).
+*In doubt* looks at the four views only where the crop is less than {100 * DoubtingNet().sure:.0f} % sure. PyTorch's example is the net of
 github.com/pytorch/examples, untrained.
 
 {aligned(rows)}"""
