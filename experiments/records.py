@@ -78,30 +78,33 @@ class SmallNet(DoubtingNet):
             parametrize.register_parametrization(layer, "weight", Codes(levels, scaled=layer is self.head))
 
 
-class KernelNet(SmallNet):
-    """A small net with a smaller head, which turns the images that leave a doubt, too.
+class TurningNet(SmallNet):
+    """A small net that also turns the images that leave a doubt, and whose head can have fewer parameters.
 
     Args:
         channels, levels, deslanted: as for `SmallNet`.
+        kernels: the head is a `KernelHead`.
         turns: the angles in degrees at which an image in doubt is looked at, each in all views.
     """
 
     def __init__(
         self,
         channels: Sequence[int],
+        kernels: bool,
         levels: int = 0,
         deslanted: bool = True,
         turns: Sequence[float] = (-10.0, 0.0, 10.0),
     ) -> None:
         super().__init__(channels, levels, deslanted)
         self.turns = tuple(turns)
-        self.add_module("head", KernelHead(channels[-1], levels))
+        if kernels:
+            self.add_module("head", KernelHead(channels[-1], levels))
 
     def look_again(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images in doubt (N, 1, 28, 28), averaged over the views of each angle."""
         still, one = x.new_zeros(len(x)), x.new_ones(len(x))
         turned = [affine(x, still + turn, still, still, one) for turn in self.turns]
-        return torch.stack([super(KernelNet, self).look_again(image) for image in turned]).mean(0)
+        return torch.stack([super(TurningNet, self).look_again(image) for image in turned]).mean(0)
 
 
 class KernelHead(nn.Sequential):

@@ -321,9 +321,9 @@ def inference() -> str:
     rows = [["", *(f"batches of {size}" for size in sizes)], *([net, *(median[net, n] for n in sizes)] for net in nets)]
     return f"""## Images per second
 
-In evaluation, on {found["threads"]} thread, medians of {REPEATS} ({found["hardware"]}, PyTorch {found["torch_version"]}).
-*In doubt* looks at the four views only where the crop is less than {100 * DoubtingNet().sure:.0f} % sure. PyTorch's example is the net of
-github.com/pytorch/examples, untrained.
+In evaluation, on {found["threads"]} thread, medians of {REPEATS} ({found["hardware"]},
+PyTorch {found["torch_version"]}). *In doubt* looks at the four views only where the crop is less than
+{100 * DoubtingNet().sure:.0f} % sure. PyTorch's example is the net of github.com/pytorch/examples, untrained.
 
 {aligned(rows)}"""
 

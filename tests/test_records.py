@@ -10,7 +10,7 @@ from torchvision.transforms import functional as TF
 
 from experiments.evidence import runs_of
 from experiments.nets import deslant
-from experiments.records import DoubtingNet, KernelNet, Pruning, SmallNet, cubic, normal_spacing, packed
+from experiments.records import DoubtingNet, Pruning, SmallNet, TurningNet, cubic, normal_spacing, packed
 from experiments.variants import GROUPS
 from model import STEPS, FinalNet, crop
 from tinymnist import runs
@@ -56,7 +56,7 @@ def unpacked(data: bytes, channels, levels, kernels=False):
 def test_packed_bytes_are_all_that_evaluation_reads(drawn, images, levels, kernels):
     channels = (4, 6, 6, 5)
     torch.manual_seed(0)
-    net = (KernelNet if kernels else SmallNet)(channels, levels)
+    net = TurningNet(channels, kernels, levels)
     fit(net, Recipe(epochs=1, max_lr=0.05, average=0.9), drawn, progress=False)
     data = packed(net)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_further_views_are_looked_at_in_doubt_alone(images):
 
 def test_images_in_doubt_are_turned_too(images):
     torch.manual_seed(0)
-    net = KernelNet((4, 6, 6, 5), turns=(-8.0, 4.0)).eval()
+    net = TurningNet((4, 6, 6, 5), kernels=True, turns=(-8.0, 4.0)).eval()
     net.sure = 1.1  # never
     turned = [TF.affine(images, turn, [0, 0], 1, [0], TF.InterpolationMode.BILINEAR) for turn in (-8.0, 4.0)]
     with torch.no_grad():
