@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.nets import PRIOR_NETS, MakeNet, PartNet, linear_net, prior_net
-from experiments.records import DoubtingNet, Pruning, SmallNet, cubic
+from experiments.records import DoubtingNet, Pruning, SmallNet, TurningNet, cubic
 from model import STEPS, FinalNet, RegularizedNet
 from utils import Recipe
 
@@ -190,15 +190,20 @@ def candidates() -> dict[str, Variant]:
     step, part = STEPS[3], functools.partial
     b128 = replace(step.recipe, batch_size=128, max_lr=0.1, average=0.998)
     b64 = replace(step.recipe, batch_size=64, max_lr=0.05, average=0.998)
-    pruning = Pruning(9 / 16)
-    pruned: dict[str, Any] = {"batches": pruning.batches, "loss": pruning.loss}
-
+    pruned, whole = ({"batches": one.batches, "loss": one.loss} for one in (Pruning(9 / 16), Pruning(1.0)))
     return {
         "pruned": Variant(
             DoubtingNet, replace(b128, average=0.9965), pruned, "pruned epochs", "step3"
         ),
         "10-epochs": Variant(
             part(DoubtingNet, deslanted=True), replace(b64, epochs=10, warmup=0.1), {}, "10 epochs, deslanted", "step3"
+        ),
+        "9-epochs": Variant(
+            part(TurningNet, (8, 16, 16, 18), kernels=False), replace(b64, epochs=9, warmup=0.1), whole,
+            "9 pruned epochs, deslanted", "step3",
+        ),
+        "small-5822": Variant(
+            part(TurningNet, (8, 14, 16, 16), kernels=True), b128, whole, "8-14-16-16 channels, deslanted", "step3"
         ),
         "small-6414": Variant(
             part(SmallNet, (8, 14, 14, 16), deslanted=True), b128, {}, "8-14-14-16 channels, deslanted", "step3"
