@@ -203,7 +203,7 @@ def candidates() -> dict[str, Variant]:
             "9 pruned epochs, deslanted", "step3",
         ),
         "small-5822": Variant(
-            part(TurningNet, (8, 14, 16, 16), kernels=True), b128, whole, "8-14-16-16 channels, deslanted", "step3"
+            part(TurningNet, (8, 14, 16, 16), kernels=True), b128, whole, "8-14-16-16 channels, kernels", "step3"
         ),
         "small-6414": Variant(
             part(SmallNet, (8, 14, 14, 16), deslanted=True), b128, {}, "8-14-14-16 channels, deslanted", "step3"
