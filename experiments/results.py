@@ -265,10 +265,10 @@ averages and batches: a row is about all of its changes.
 
 {comparison_table(rows)}
 
-Some hundred runs of other designs came before; some forty of them are in the history of `candidates.jsonl`. Worse,
-in one to six runs each: one convolution used three times; 4,668 to 6,277 parameters with a flattened head, 7,570
-with kernels; 8 epochs; orthogonalized steps (Muon); 2 to 4 bits; fewer levels; 13 pruned epochs with batches of
-256."""
+Some hundred runs of other designs came before; some forty of them are in the history of `candidates.jsonl`. Not
+better, in one to six runs each: one convolution used three times; 4,668 to 6,277 parameters with a flattened head,
+7,570 with kernels; 8 epochs; orthogonalized steps (Muon); 2 to 4 bits; fewer levels; 13 pruned epochs with batches
+of 256."""
 
 
 def beat_it() -> str:
